@@ -627,7 +627,7 @@ class TestServer:
             with_app(tmp_path / "m", work, **settings)
         [record] = caplog.records
         text = record.getMessage()
-        assert text.startswith(f"{tmp_path / 'm'}: neither the model nor a setting says a temp")
+        assert text.startswith(f"{tmp_path / 'm'}: neither the model nor a setting states a temp")
         assert "--apply" in text
         assert "--policy" in text
         if kind == "catalog":

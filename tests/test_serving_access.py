@@ -233,7 +233,7 @@ class TestWhatLinesHide:
             return found
 
         one, other = Secret(b"a" * 32), Secret(b"b" * 32)
-        # As the README says it: each part behind its length.
+        # As docs/how-to/monitor.md says: each part behind its length.
         message = b"".join(
             len(each).to_bytes(8, "little") + each for each in (b"access log", b"ann")
         )

@@ -263,8 +263,8 @@ def test_a_catalog_alone_wants_queries(tmp_path: Path) -> None:
         (False, {"user_id": "01"}, "know '01': its user ids are integers of 64 bits, written as"),
         (False, {"user_id": "3"}, "user_id: the model does not know '3'"),
         (False, {"user_id": "1", "exclude": ["a"]}, "exclude: expected integers of 64 bits, "),
-        (True, {"user_id": "ann", "exclude": [1]}, 'without NUL at its end, "1" say; got 1'),
-        (True, {"user_id": "ann", "after": [1]}, 'without NUL at its end, "1" say; got 1'),
+        (True, {"user_id": "ann", "exclude": [1]}, 'without NUL at its end, such as "1"; got 1'),
+        (True, {"user_id": "ann", "after": [1]}, 'without NUL at its end, such as "1"; got 1'),
         (True, {"user_id": "ann", "exclude": ["1"]}, None),
         (False, {"user_id": "1", "exclude": ["10", 20]}, None),
     ],
@@ -293,7 +293,7 @@ def test_another_method_is_told_which_is_expected(model: Path) -> None:
         for method, path, words in (
             ("GET", "/invocations", "expected POST"),
             ("HEAD", "/1/recommended-items/u1", ""),
-            ("POST", "/version", "another one is expected"),
+            ("POST", "/version", "takes another one"),
         ):
             reply = await call(app, method, path)
             assert reply.status == 405

@@ -201,7 +201,7 @@ def test_what_is_in_force_can_be_looked_up(model: Path) -> None:
     }
     assert version["also"] == {"flat": {"name": "uniform", "params": {}}}
     fields = openapi["components"]["schemas"]["UserRequest"]["properties"]
-    assert "that of the user's arm" in fields["inference_type"]["description"]
+    assert "the policy of the user's arm" in fields["inference_type"]["description"]
     assert about["in_force"].startswith(f"revision {version['revision']}, experiment warmer: ")
     plain = with_app(model, work, policy=fr.Uniform())
     assert (plain[0]["arms"], plain[0]["revision"], plain[2]["in_force"]) == ({}, None, "")

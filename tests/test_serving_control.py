@@ -98,7 +98,7 @@ def test_nothing_is_drawn() -> None:
         ("[" * 100_000, "expected at most"),
         ("[" * 30_000, "not JSON"),
         ("7", "expected an object, got 7"),
-        ({}, "revision: give one"),
+        ({}, "revision: expected an integer or a name"),
         ({"revision": None}, "revision: expected a name"),
         ({"revision": True}, "revision: expected a name"),
         ({"revision": 1.5}, "revision: expected a name"),
@@ -106,17 +106,17 @@ def test_nothing_is_drawn() -> None:
         ({"revision": "a:b"}, "revision: expected a name"),
         ({"revision": "20260102T030405Z"}, "revision: 20260102T030405Z is a time"),
         ({"revision": 1, "arm": {}}, "'arm': expected some of revision, experiment, arms"),
-        ('{"revision": 1, "revision": 2}', "'revision' is there twice"),
+        ('{"revision": 1, "revision": 2}', "'revision' is given twice"),
         ({"revision": 1, "arms": []}, "arms: expected an object"),
         ({"revision": 1, "arms": {}}, "arms: expected an object"),
-        ('{"revision": 1, "arms": {"control": 0.5, "control": 0.5}}', "'control' is there twice"),
+        ('{"revision": 1, "arms": {"control": 0.5, "control": 0.5}}', "'control' is given twice"),
         ({"revision": 1, "arms": {"control": 0.5}}, "arms: shares must sum to 1, got 0.5"),
         ({"revision": 1, "arms": {"control": 0.5, "explore": 0.6}}, "0.5 + 0.6 = 1.1"),
         ({"revision": 1, "arms": {"control": "1"}}, "arms: control: expected POLICY@SHARE"),
         ({"revision": 1, "arms": {"control": None}}, "arms: control: expected a share of 0 to 1"),
         ({"revision": 1, "arms": {"control": True}}, "arms: control: expected a share of 0 to 1"),
         ('{"revision": 1, "arms": {"control": NaN}}', "arms: control: expected a share of 0 to 1"),
-        ({"revision": 1, "arms": {"new": 1.0}}, "arms: 'new': no setting says its policy"),
+        ({"revision": 1, "arms": {"new": 1.0}}, "arms: 'new': no setting states its policy"),
         ({"revision": 1, "arms": {"new": "magic@1"}}, "arms: new: expected [LABEL=]POLICY"),
         ({"revision": 1, "arms": {"a b": "uniform@1"}}, "arms: expected a name"),
         ({"revision": 1, "experiment": 7}, "experiment: expected a name"),
@@ -133,7 +133,7 @@ def test_what_cannot_be_followed(said: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"revision": 1, "arms": {"a": "uniform@1"}}, "arms: of no experiment"),
+        ({"revision": 1, "arms": {"a": "uniform@1"}}, "arms: without an experiment"),
         ({"revision": 1, "experiment": "e"}, "experiment: it has no arms"),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_server_follows_it(
     for words, line in zip(("not JSON", "arm control: overlap", "No such file"), said, strict=True):
         assert words in line
         assert line.startswith(f"control file {file}: ")
-        assert "in force stays: revision 2, experiment warmer: explore 1 " in line
+        assert "still in force: revision 2, experiment warmer: explore 1 " in line
     rows = [row for batch in LogReader(tmp_path / "log") for row in batch.table.to_pylist()]
     assert {row["revision"] for row in rows} == {"1", "2", "off"}
     by_request = {row["request_id"]: row for row in rows}
@@ -239,7 +239,7 @@ def test_until_it_was_read_nothing_is_drawn(
     following(model, work, file)
     (record,) = (each for each in caplog.records if each.levelname == "ERROR")
     assert "No such file" in record.getMessage()
-    assert "in force stays: deterministic only" in record.getMessage()
+    assert "still in force: deterministic only" in record.getMessage()
 
 
 def test_a_reload_stays_under_what_it_says(tmp_path: Path, file: Path) -> None:
@@ -352,10 +352,10 @@ def test_a_worker_that_cannot_read_it_takes_what_the_others_had(model: Path, fil
         write(file, {"revision": 2, "arms": {"explore": 1.0}})
         asyncio.run(until(lambda: server.said().count("revision 2,") == 2))
         write(file, "{")
-        asyncio.run(until(lambda: server.said().count("in force stays: revision 2,") == 2))
+        asyncio.run(until(lambda: server.said().count("still in force: revision 2,") == 2))
         for worker in re.findall(r"\[(\d+)\] serving model .* revision 2,", server.said()):
             os.kill(int(worker), signal.SIGKILL)
-        asyncio.run(until(lambda: server.said().count("in force stays: revision 2,") == 4))
+        asyncio.run(until(lambda: server.said().count("still in force: revision 2,") == 4))
         server.until_ready()
         for _ in range(8):  # whichever worker answers
             status, answer = server.ask(user_id="u1")
@@ -381,7 +381,7 @@ def test_a_revision_that_says_something_else_is_told(
     write(file, {"revision": 1, "arms": {"control": 1.0}})
 
     def told() -> int:
-        return sum("was something else before" in each.getMessage() for each in caplog.records)
+        return sum("has stated something else before" in each.getMessage() for each in caplog.records)
 
     async def work(app: App) -> None:
         write(file, '{"arms":{"control":1},"revision":"1"}')  # in other words

@@ -187,7 +187,7 @@ def test_all_threads_are_there_before_they_are_wanted(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", none_left)
         own = Engine(2, 10)
-        with pytest.raises(OSError, match="6 threads are wanted: can't start new thread"):
+        with pytest.raises(OSError, match="6 threads are needed: can't start new thread"):
             own.begin()
         own.close()
 

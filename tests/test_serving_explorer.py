@@ -552,7 +552,7 @@ def test_rules_are_chosen_and_what_they_pin_is_marked(
         pinned = [rows.nth(j).locator(".mark.pinned").count() for j in range(6)]
         assert pinned == [1, 0, 1, 0, 0, 0]
         mark = rows.nth(0).locator(".mark.pinned").get_attribute("title")
-        assert mark == "rules want here: seller == 'acme'"
+        assert mark == "rules require here: seller == 'acme'"
         for j, own in enumerate(np.exp(expected.log_propensities).tolist()):
             bar = rows.nth(j).locator(".bar span").evaluate("e => e.style.width")
             assert float(bar.removesuffix("%")) == pytest.approx(100 * own, rel=1e-3)
@@ -809,7 +809,7 @@ def test_a_page_that_may_not_choose_what_it_needs_asks_for_nothing(
     with served(Settings(model=directory, threads=1, clients_may=may)) as server:
         visit.page.goto(server.url)
         visit.page.wait_for_selector("#alert:not([hidden])")
-        assert f"lets clients choose no {name} (" in visit.page.locator("#alert").inner_text()
+        assert f"does not let clients set {name} (" in visit.page.locator("#alert").inner_text()
         assert not visit.page.locator("#controls").is_visible()
         assert visit.asked == []
         visit.page.goto("about:blank")

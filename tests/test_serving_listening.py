@@ -62,7 +62,7 @@ def test_what_is_no_socket_stays(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     else:
         path.symlink_to("nowhere")
-    with pytest.raises(OSError, match=r"admin\.sock: there is a file that is no socket"):
+    with pytest.raises(OSError, match=r"admin\.sock: there is a file that is not a socket"):
         admin_socket(path).__enter__()
     assert os.path.lexists(path)
 

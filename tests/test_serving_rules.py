@@ -266,7 +266,7 @@ def test_a_request_that_is_sent_again_has_the_same_rules(
 @pytest.mark.parametrize(
     ("asked", "status", "field", "words"),
     [
-        ({"rules": "nowhere"}, 422, "rules", "that the server has (home, budget, late); got 'now"),
+        ({"rules": "nowhere"}, 422, "rules", "that the server defines (home, budget, late); got 'now"),
         ({"rules": ""}, 422, "rules", "expected 1 to 256 characters"),
         ({"rules": 3}, 400, "rules", "expected an object, or a name as text; got 3"),
         ({"rules": ["home"]}, 400, "rules", "expected an object, or a name as text"),
@@ -389,7 +389,7 @@ def test_a_server_may_take_named_rules_alone(
         found = await ask(app, user_id="u1", rules=HOME)
         assert (found.status, found.error["field"]) == (403, "rules")
         assert found.error["allowed"] == list(NAMED)
-        assert "takes no others" in found.error["message"]
+        assert "others are not allowed" in found.error["message"]
         found = await ask(app, user_id="u1", rules="away")
         assert (found.status, found.error["code"]) == (422, "unknown_rules")
         schemas = (await call(app, "GET", "/openapi.json")).json()["components"]["schemas"]

@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(*parts: bytes) -> int:
-    """The recipe of serving/README.md, in other words."""
+    """The recipe of docs/reference/seeds.md, in other words."""
     message = b"".join(struct.pack("<Q", len(part)) + part for part in (b"seed", *parts))
     return int(hmac.new(KEY, message, hashlib.sha256).hexdigest(), 16) % 2**53
 

@@ -393,12 +393,12 @@ def test_two_that_contradict_each_other_are_refused_in_one_line(
     assert f"FASTRANK_LOG={tmp_path}/a and FASTRANK_LOG_DIR={tmp_path}/b" in said
     both["FASTRANK_LOG"] = both["FASTRANK_LOG_DIR"]
     assert starter.settings(environ=both).log_directory == tmp_path / "b"
-    assert "k: 10 is more than max_k, which is 5" in starter.refused("--max-k", 5)
-    assert "pin: v1 goes with watch, which is not given" in starter.refused("--pin", "v1")
+    assert "k: expected at most max_k, 5; got 10" in starter.refused("--max-k", 5)
+    assert "pin: v1 needs watch" in starter.refused("--pin", "v1")
     said = starter.refused("--log-spool", tmp_path)
-    assert f"log_spool: {tmp_path} goes with a log that is uploaded, and log is not given" in said
+    assert f"log_spool: {tmp_path} needs a log that is uploaded, and log is not given" in said
     said = starter.refused("--max-body", 100_000_000)
-    assert "max_held: 67108864 is less than max_body, which is 100000000" in said
+    assert "max_held: expected at least max_body, 100000000" in said
 
 
 def arms(*texts: str) -> dict[str, Any]:
@@ -412,14 +412,14 @@ def arms(*texts: str) -> dict[str, Any]:
         ({"port": "80"}, "port: expected a number, got '80'"),
         ({"workers": True}, "workers: expected a number, got True"),
         ({"queue": 1.0}, "queue: expected a number, got 1.0"),
-        ({"deadline": float("nan")}, "deadline: nan is not a number"),
+        ({"deadline": float("nan")}, "deadline: expected a number of seconds; got nan"),
         ({"drain_timeout": 0.5}, "drain_timeout: 0.5 is not in the range"),
         ({"log_level": "INFO"}, "log_level: 'INFO' is not one of"),
-        ({"k": 11, "max_k": 10}, "k: 11 is more than max_k"),
+        ({"k": 11, "max_k": 10}, "k: expected at most max_k, 10; got 11"),
         ({"clients_may": ("k", "sed")}, "clients_may: expected fields of a request"),
         ({"gateway_may": ("request_id",)}, "gateway_may: expected fields of a request"),
         ({"clients_may": ("k",), "allow_policies": ()}, "allow_policies: nobody may name"),
-        ({"arms": ("all=uniform@1",)}, "arm: it is of no experiment"),
+        ({"arms": ("all=uniform@1",)}, "arm: there is no experiment"),
         ({"experiment": "e"}, "experiment: it has no arms: state them by --arm, or --control"),
         ({"experiment": "e", "arms": ("all=uniform@1",), "policy": fr.Uniform()}, "policy: contr"),
         ({"experiment": "a b", "control": "c"}, "experiment: expected a name, of letters"),
@@ -427,12 +427,12 @@ def arms(*texts: str) -> dict[str, Any]:
         ({"control": "c", "control_every": 21.0}, "control_every: 21.0 is not in the range"),
         (arms("a=uniform@0.5"), "arm: shares must sum to 1, got 0.5"),
         (arms("a=uniform@0.6", "b=uniform@0.6"), "arm: shares must sum to 1, got 0.6 + 0.6 = 1.2"),
-        (arms("a=uniform@0.5", "a=deterministic@0.5"), "arm: a is there twice"),
+        (arms("a=uniform@0.5", "a=deterministic@0.5"), "arm: a is given twice"),
         (arms("a=uniform"), "arm: expected NAME=POLICY"),
         (  # as the commas of a variable cut it
             arms("a=plackett_luce:temperature=0.5", "head=1@1"),
             "arm: expected NAME=POLICY[:PARAM=VALUE,...]@SHARE, got"
-            " 'a=plackett_luce:temperature=0.5' (in a variable, one that holds a comma stands in",
+            " 'a=plackett_luce:temperature=0.5' (in a variable, put one that contains a comma in",
         ),
         (arms("a=uniform@half"), "arm: a: expected a share of 0 to 1, got 'half'"),
         (arms("a=uniform@-0.5", "b=uniform@1.5"), "arm: a: expected a share of 0 to 1"),
@@ -441,7 +441,7 @@ def arms(*texts: str) -> dict[str, Any]:
         (arms("=uniform@1"), "arm: expected a name"),
         (arms("a=uniform:overlap=0.5@1"), "arm: a: uniform:overlap=0.5: overlap: "),
         ({"also": ("uniform",)}, "also: expected NAME=POLICY"),
-        ({"also": ("a=uniform", "a=deterministic")}, "also: a is there twice"),
+        ({"also": ("a=uniform", "a=deterministic")}, "also: a is given twice"),
     ],
 )
 def test_settings_are_checked_by_the_same_table(changes: dict[str, Any], words: str) -> None:

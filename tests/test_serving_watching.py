@@ -152,9 +152,9 @@ def cut(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda v: (v / "manifest.json").unlink(), "it is not whole: no manifest.json"),
-        (lambda v: largest(v).unlink(), "it is not whole: .*npy is missing"),
-        (lambda v: cut(largest(v)), "it is not whole: .*npy is there with 100 bytes of"),
+        (lambda v: (v / "manifest.json").unlink(), "it is incomplete: no manifest.json"),
+        (lambda v: largest(v).unlink(), "it is incomplete: .*npy is missing"),
+        (lambda v: cut(largest(v)), "it is incomplete: .*npy is there with 100 bytes of"),
         (lambda v: flip(largest(v)), "v2: damaged: .*npy: it does not match its SHA-256"),
         (lambda v: flip(v / "manifest.json"), "v2: damaged: manifest.json"),
         (lambda v: (v / "manifest.json").write_text("{}"), "manifest.json is not one of fastrank"),
@@ -173,7 +173,7 @@ def test_a_version_that_is_not_whole_is_not_served_and_said_once(
         assert world.look() == "a"
     (said,) = (each.getMessage() for each in caplog.records if each.levelname == "ERROR")
     assert said.startswith(f"{world.watched}: the version 'v2' is not served: ")
-    assert said.endswith("; the model that serves goes on")
+    assert said.endswith("; the current model keeps serving")
     assert len(re.findall(words, said)) == 1
     assert "copies" not in said
     assert world.metric("failures_total", what="version") == 1
@@ -214,8 +214,8 @@ def test_a_place_that_vanishes_is_said_once(world: World, caplog: pytest.LogCapt
     ("name", "words"),
     [
         ("README", "there is no version, which would be a directory"),
-        ("manifest.json", "it is a version itself: watch the directory that it is in"),
-        ("PIN", "the version 'v7', which is pinned, is not there"),
+        ("manifest.json", "it is a version itself: watch the directory that contains it"),
+        ("PIN", "the pinned version 'v7' is missing"),
     ],
 )
 def test_where_there_is_no_version_it_is_said_once(
@@ -371,16 +371,16 @@ def test_directories_that_cannot_be_had_are_named(
     with pytest.raises(OSError, match="--watch-copies: give a directory that can be written to"):
         claimed(settings).__enter__()
     settings = Settings(watch=tmp_path / "w", watch_copies=tmp_path / "w" / "copies")
-    with pytest.raises(ValueError, match=r"--watch-copies: .* is in what is watched"):
+    with pytest.raises(ValueError, match=r"--watch-copies: .* is inside the watched directory"):
         claimed(settings).__enter__()
     settings = Settings(
         watch=tmp_path / "w", watch_copies=tmp_path / "c", log_directory=tmp_path / "w"
     )
-    with pytest.raises(ValueError, match=r"--log: .* is in what is watched"):
+    with pytest.raises(ValueError, match=r"--log: .* is inside the watched directory"):
         claimed(settings).__enter__()
     (tmp_path / "model").mkdir()
     settings = Settings(tmp_path / "model", watch=tmp_path / "w", watch_copies=tmp_path / "model")
-    with pytest.raises(ValueError, match=r"--watch-copies: .* is in the model"):
+    with pytest.raises(ValueError, match=r"--watch-copies: .* is inside the model"):
         claimed(settings).__enter__()
     monkeypatch.setattr(
         tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError("no /tmp"))
@@ -502,7 +502,7 @@ def test_workers_serve_what_arrives_and_upload_what_they_answered(
         beside = re.findall(r"\[(\d+), beside\]", server.said())[-1]
         assert ("beside", beside) in processes(server)
         os.kill(int(beside), signal.SIGKILL)  # nobody who is asked
-        server.until_says("is started anew")
+        server.until_says("is started again")
         arrive(made / "c", watched, "v4")
         asking.until(version_of(made / "c"))
         until_metric(server, 'fastrank_watch_version_info{version="v4"} 1.0')

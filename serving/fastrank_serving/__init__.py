@@ -1,1 +1,1 @@
-"""fastrank behind HTTP: a thin service for SageMaker and for anywhere else."""
+"""fastrank over HTTP: a thin service for SageMaker and anywhere else."""

@@ -1,4 +1,4 @@
-"""``python -m fastrank_serving serve``: what the container starts; and ``ping``, which asks it."""
+"""``python -m fastrank_serving serve`` starts the container; ``ping`` asks whether it is ready."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn
 
 
 def main(arguments: list[str]) -> NoReturn:
-    # Before the imports, which take a while: process 1 is not ended by a signal that it ignores.
+    # Before the slow imports: process 1 does not end on a signal without a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         import click

@@ -1,7 +1,7 @@
-"""The access log: a line for each answer, or for those alone that refuse something.
+"""The access log: one line for each answer, or only for refusals.
 
-Lines are made and written by a thread, those of a tenth of a second together: no request waits for
-a line to be formatted, or for a slow reader. Lines that are left out are counted and reported.
+A thread formats and writes the lines of each tenth of a second together, so that no request waits
+for formatting or for a slow reader. Lines that are left out are counted and reported.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from fastrank_serving.secret import Secret
 
 __all__ = ["ENDPOINT", "LINE", "AccessLog", "LeftOut", "Line"]
 
-LINE = "fastrank.line"  # in a scope: what is said of its answer
+LINE = "fastrank.line"  # key in a scope: the line about its answer
 
 _LOG = logging.getLogger("fastrank.serving")
-_PER_SECOND, _AT_ONCE = 10.0, 100.0  # refusals that are said while the log is off
-_REFUSED = {"error": 500, "critical": 600}  # their least status, by the level of the server's log
-_WAITING = 10_000  # lines, for a reader who is slow
-_GOODBYE = 1.0  # seconds for the last lines
-_SHOWN = 64  # characters of a path that the server does not know
+_PER_SECOND, _AT_ONCE = 10.0, 100.0  # refusals that are written while the log is off
+_REFUSED = {"error": 500, "critical": 600}  # least status written, by the level of the server's log
+_WAITING = 10_000  # lines that may wait for a slow reader
+_GOODBYE = 1.0  # seconds to write the last lines
+_SHOWN = 64  # characters of an unknown path that are shown
 _RECOMMENDED = "/1/recommended-items/"
-# As SageMaker's own clients ask, with an endpoint_url that is this server.
+# Paths of SageMaker's own clients when their endpoint_url is this server.
 ENDPOINT = re.compile(r"/endpoints/[A-Za-z0-9-]{1,63}/invocations")
 _FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
 _PLAIN = re.compile(
     r"[!#-<>-~]+"
-)  # stands in a line of text as it is; else as JSON, without spaces
+)  # characters written as they are in a line of text; others as JSON, without spaces
 
 
 class Line(msgspec.Struct, omit_defaults=True):
-    """One line: an answer's fields, by their names in JSON; unknown ones are left out.
+    """One line: fields of an answer, named as in JSON; unknown fields are left out.
 
     Attributes
     ----------
     time : float
-        Seconds since 1970, once all was sent; as text when the line is made.
+        Seconds since 1970, when everything was sent; becomes text when the line is made.
     path : str
-        Its first part alone where the server does not know it: users' ids stand in paths.
+        Only the first part of an unknown path, because paths contain users' ids.
     seconds : float
-        From the request's head to the end of the answer.
+        From the head of the request to the end of the answer.
     bytes : int
-        Of the body.
+        Length of the body.
     code : str, optional
-        Of an error.
+        Code of an error.
     user : str, optional
-        The id; a hash of it when the line is made.
+        The id; replaced by its hash when the line is made.
     policy, arm, model_version : str, optional
-        What the ranking was drawn by.
+        How the ranking was drawn.
     line : int, optional
-        Of a batch the one that was refused; its first is 1.
+        The line of a batch that was refused; the first one is 1.
     """
 
     time: float
@@ -82,7 +82,7 @@ class Line(msgspec.Struct, omit_defaults=True):
 
 
 class LeftOut(msgspec.Struct):
-    """So many lines are missing here."""
+    """The number of lines that are missing here."""
 
     time: float
     left_out: int
@@ -92,25 +92,25 @@ _Said: TypeAlias = Line | LeftOut
 
 
 class AccessLog:
-    """Takes lines from one event loop.
+    """Accepts lines from one event loop.
 
     Parameters
     ----------
     form : {"off", "text", "json"}
-        "off": refusals alone, as text, at a bounded rate, on standard error. Otherwise every answer
-        has its line, on standard output.
+        "off": only refusals, as text, at a bounded rate, on standard error. Otherwise one line for
+        each answer, on standard output.
     level : str
-        Of the server's log. Where this one is off, no 4xx is said above "warning", and no 5xx above
-        "error".
+        Level of the server's log. With "off", lines about 4xx need at least "warning", and lines
+        about 5xx at least "error".
     secret : Secret, optional
-        The key by which users are hashed; by default drawn when the server started.
+        The key for hashing users; by default drawn when the server started.
 
     Attributes
     ----------
     least : int
-        Status of the answers that it wants to know of.
+        Least status of the answers to note.
     paths : collection of str
-        That are said whole.
+        Known paths, which are shown in full.
     secret : Secret
     """
 
@@ -121,7 +121,7 @@ class AccessLog:
         self.paths: Collection[str] = ()
         self._form = form
         self._descriptor = 2 if form == "off" else 1
-        # What multiprocessing draws at the start is the same in all workers.
+        # multiprocessing draws this key at the start; it is the same in all workers.
         self.secret = secret or Secret(bytes(multiprocessing.current_process().authkey))
         self._lines: list[_Said] = []
         self._left_out = 0
@@ -130,14 +130,14 @@ class AccessLog:
         self._writer = threading.Thread(target=self._write, name="fastrank-access", daemon=True)
 
     def begin(self) -> None:
-        """Start the thread; an OSError if the machine has none left."""
+        """Start the thread; raise OSError if the machine has no thread left."""
         try:
             self._writer.start()
         except RuntimeError as error:
-            raise OSError(f"the access log wants a thread: {error}") from None
+            raise OSError(f"the access log needs a thread: {error}") from None
 
     def note(self, line: Line) -> None:
-        """Note that an answer was sent; takes half a microsecond."""
+        """Note an answer that was sent; takes half a microsecond."""
         if len(self._lines) < _WAITING and self._has_token():
             line.time = time.time()
             self._lines.append(line)
@@ -156,7 +156,7 @@ class AccessLog:
         return True
 
     def flush(self) -> None:
-        """Have it written, unless lines noted before still wait."""
+        """Write the noted lines, unless earlier ones are still waiting."""
         if self._batches.full():
             return
         if self._left_out and self._has_token():
@@ -170,7 +170,7 @@ class AccessLog:
         self._left_out = 0
 
     def close(self) -> None:
-        """Write the rest, for a few seconds at most."""
+        """Write the rest, for at most a few seconds."""
         if not self._writer.is_alive():
             return
         if self._left_out:
@@ -188,7 +188,7 @@ class AccessLog:
         is_lost = False
         for lines in iter(self._batches.get, None):
             try:
-                for line in lines:  # each by itself: a pipe that workers share takes it whole
+                for line in lines:  # one write each: lines stay whole in a pipe that workers share
                     rest = self.made(line)
                     while rest:
                         rest = rest[os.write(self._descriptor, rest) :]
@@ -199,7 +199,7 @@ class AccessLog:
                 is_lost = True
 
     def made(self, line: _Said) -> bytes:
-        """A line as it is written: ASCII, and one line whatever the request held."""
+        """The written form of a line: ASCII, and one line whatever the request contained."""
         if isinstance(line, Line):
             line.path = self._shown(line.path)
             line.seconds = round(line.seconds, 6)

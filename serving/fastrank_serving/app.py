@@ -1,6 +1,6 @@
-"""The HTTP side: addresses, and how errors look.
+"""The HTTP side: addresses, and the form of errors.
 
-/ping and /invocations are SageMaker's contract and take the short way; all else is Starlette's.
+/ping and /invocations, SageMaker's contract, take a short path; Starlette handles the rest.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ _CUSTOM = b"x-amzn-sagemaker-custom-attributes"
 _INFERENCE_ID = b"x-amzn-sagemaker-inference-id"
 _TRACEPARENT = b"traceparent"
 _CLOSE = (b"connection", b"close")
-_PATH = 200  # characters that the access log looks at
+_PATH = 200  # characters that the access log reads
 _VISIBLE = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,1023}|")
 _EMF_SECONDS = 60.0
-_REHEARSAL_SECONDS = 600.0  # for a request: a model that is slow is not a bad one
+_REHEARSAL_SECONDS = 600.0  # for each request: a slow model is not a bad one
 _LINES_MOST = 100_000  # of a batch
-_LONG = 64  # lines; of shorter ones several are answered at a time
-_ANSWERS_BYTES = 64 << 20  # to one
-_TURN = 0.005  # seconds for which a batch may keep the loop
-_SMALL = 65_536  # bytes of a body, beyond which they are read one at a time
-# Bytes that a request holds once it is read, for an id and a number; and a line of a batch.
+_LONG = 64  # lines; several shorter ones are answered at a time
+_ANSWERS_BYTES = 64 << 20  # for all lines of a batch
+_TURN = 0.005  # seconds that a batch may keep the loop busy
+_SMALL = 65_536  # bytes; larger bodies are read one at a time
+# Bytes that a parsed request holds for an id and a number; and for a line of a batch.
 _ID_BYTES, _NUMBER_BYTES, _LINE_BYTES = 64, 32, 100
 
 
@@ -80,10 +80,10 @@ def create_app(
     counted: metrics.Metrics | None = None,
     taken: Taken | None = None,
 ) -> App:
-    """The app for these settings; the model is loaded when the server starts.
+    """Create the app for these settings; the server loads the model when it starts.
 
-    load_first: no connection is accepted before it is there. Otherwise /ping says that it is not
-    ready yet.
+    With `load_first`, no connection is accepted before the model is loaded. Otherwise /ping reports
+    that the server is not ready yet.
     """
     service = Service(settings, counted or metrics.Metrics(), taken=taken)
     service.on_loaded = partial(rehearse_apart, settings)
@@ -91,13 +91,13 @@ def create_app(
 
 
 async def rehearse_apart(settings: Settings, loaded: Loaded) -> None:
-    """Rehearse in an app of its own, of which nothing is logged or counted."""
+    """Rehearse in a separate app, which logs and counts nothing."""
     apart = replace(
         settings,
         log_directory=None,
         log_spool=None,
         deadline=_REHEARSAL_SECONDS,
-        # What clients may not choose today they may tomorrow, by a setting alone.
+        # Clients are allowed everything here, since a setting may allow it later.
         only_named_rules=False,
         clients_may=None,
         gateway_may=None,
@@ -121,7 +121,7 @@ class App:
     def __init__(self, service: Service, load_first: bool = False) -> None:
         self.service = service
         self._load_first = load_first
-        self.on_failure: Any = None  # called when the model could not be loaded
+        self.on_failure: Any = None  # called if the model cannot be loaded
         self._others, self._admin = _starlettes(self)
         routes = [*self._others.routes, *self._admin.routes]
         self.access = service.access
@@ -141,11 +141,12 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def administer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app behind the Unix socket for those who run the server."""
+        """The ASGI app behind the Unix socket for operators."""
         await self._noted(partial(self._by, self._admin), scope, receive, send)
 
     async def _noted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """What all answers have: a line of the access log; while draining, Connection: close."""
+        """Add what all answers have: a line of the access log; while draining, Connection:
+        close."""
         began = time.monotonic()
         line = scope[LINE] = Line(0.0, scope["method"], scope["path"][:_PATH], 0, 0.0, 0)
 
@@ -171,7 +172,7 @@ class App:
     def _is_said(self, line: Line) -> bool:
         least = self.access.least
         if least and line.path == "/ping" and not self.service.hangs:
-            return False  # it says that it is not ready, as it should
+            return False  # a 503 from /ping is expected while not ready
         return line.status >= least
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,7 +193,7 @@ class App:
     async def _by(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
-        except asyncio.CancelledError:  # the time for those in flight is up
+        except asyncio.CancelledError:  # the time for open requests is up
             await self._refuse(send, _stopped(), None, {})
 
     # ---- SageMaker's contract ---------------------------------------------------------------
@@ -223,7 +224,7 @@ class App:
                 raise ProblemError(
                     415,
                     "unsupported_media_type",
-                    "content-encoding: send the body as it is",
+                    "content-encoding: send the body without an encoding",
                     field="content-encoding",
                     value=coding.decode("latin-1"),
                     allowed=["identity"],
@@ -237,7 +238,7 @@ class App:
                 )
             message = await receive()
             body: bytes = message.get("body", b"")
-            # Nearly all are whole and small, and nothing waits while they are read.
+            # Nearly all bodies arrive whole and small, and can be read without waiting.
             if len(body) > self._small or message.get("more_body", True) or LATE in scope:
                 held = _Held(self._memory)
                 body = await self._body(message, scope, headers, receive, held)
@@ -261,7 +262,7 @@ class App:
             return
         except ConnectionError:
             return  # the client has left
-        except asyncio.CancelledError:  # the time for those in flight is up
+        except asyncio.CancelledError:  # the time for open requests is up
             await self._refuse(send, _stopped(), request_id, extra)
             return
         except Exception:
@@ -297,12 +298,12 @@ class App:
             if not message.get("more_body", False):
                 break
             message = await receive()
-        if LATE in scope:  # nothing more on this connection can be understood
-            raise ProblemError(408, "body_too_slow", "the body did not come in time")
+        if LATE in scope:  # the rest of this connection cannot be parsed
+            raise ProblemError(408, "body_too_slow", "the body did not arrive in time")
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _read(self, body: bytes, held: _Held) -> Request:
-        """A body that may be large: others get their turn between two of those."""
+        """Read a body that may be large; other work gets its turn between two of them."""
         if len(body) <= _SMALL:
             return parse(body)
         most = self.service.settings.max_ids
@@ -324,11 +325,11 @@ class App:
         receive: Receive,
         line: Line,
     ) -> bytes:
-        """Batch transform: a line out for each line in, in order; a bad one gives an error.
+        """Answer batch transform: one line out per line in, in order; a bad line gives an error.
 
-        Long ones are answered one after another, or the answers of several, each near its end,
-        would take all the memory that there is. A batch ends when its client leaves, or it would go
-        on for hours for nobody.
+        Long lines are answered one after another. Otherwise several answers that are nearly
+        complete could take all the memory. A batch stops when its client leaves; otherwise it would
+        continue for hours.
         """
         if body.count(b"\n") > _LINES_MOST:
             allowed = f"at most {_LINES_MOST} lines"
@@ -365,7 +366,7 @@ class App:
         async def work() -> None:
             nonlocal size
             for j, line in waiting:
-                await turns.take()  # a line need not wait for anything
+                await turns.take()  # a line may need no waiting at all
                 began = time.monotonic()
                 own = Line(0.0, said.method, said.path, 200, 0.0, 0, line=j + 1, traceparent=trace)
                 problem = None
@@ -447,7 +448,7 @@ class App:
     async def _start(self) -> None:
         try:
             await self.service.start()
-            # What is there now stays: to look for garbage among it stops the loop for 30 ms.
+            # Freeze what exists now: collecting garbage among it would stop the loop for 30 ms.
             gc.collect()
             gc.freeze()
         except Exception as error:
@@ -466,7 +467,7 @@ class App:
 
 
 class _Memory:
-    """Bytes that requests hold together, and may."""
+    """Bytes that all requests hold together, and the limit."""
 
     __slots__ = ("most", "taken")
 
@@ -476,7 +477,7 @@ class _Memory:
 
 
 class _Held:
-    """What one request holds of it."""
+    """The share that one request holds."""
 
     __slots__ = ("_memory", "_taken")
 
@@ -485,7 +486,7 @@ class _Held:
         self._taken = 0
 
     def take(self, count: int) -> None:
-        """Take so many more, or give them back if below 0; a ProblemError if too few are left."""
+        """Take more bytes, or give them back if below 0; ProblemError if too few are left."""
         if count > 0 and self._memory.taken + count > self._memory.most:
             raise ProblemError(
                 503,
@@ -508,14 +509,14 @@ async def _left(receive: Receive) -> None:
 
 
 class _Turns:
-    """Bounds the time that a batch's tasks together take in one turn of the loop."""
+    """Limits the time that a batch's tasks take together in one turn of the loop."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._next: asyncio.Future[None] | None = None
 
     async def take(self) -> None:
-        """Go on, now or in a later turn."""
+        """Continue, now or in a later turn."""
         while time.monotonic() - self._began > _TURN:
             if self._next is None:
                 loop = asyncio.get_running_loop()
@@ -529,11 +530,12 @@ class _Turns:
         waiting.set_result(None)
 
 
-# ---- What SageMaker does not ask for --------------------------------------------------------
+# ---- Addresses that SageMaker does not need --------------------------------------------------
 
 
 class _Rest(PathConvertor):
-    """All that follows in a path: Starlette's own drops a line's end there, and knows no other."""
+    """The rest of a path. Starlette's own convertor drops a newline at its end, or refuses
+    others."""
 
     regex = r"[\s\S]*"
 
@@ -542,7 +544,7 @@ register_url_convertor("rest", _Rest())
 
 
 def _starlettes(app: App) -> tuple[Starlette, Starlette]:
-    """Addresses for everybody, and those for who runs the server."""
+    """Addresses for everyone, and addresses for operators."""
     service = app.service
 
     def refused(problem: ProblemError, request_id: str | None = None) -> Response:
@@ -561,13 +563,13 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
         request_id: str | None = None
         line: Line = request.scope[LINE]
         try:
-            if request.method == "HEAD":  # a ranking is made to be shown
+            if request.method == "HEAD":  # a ranking is made to be shown, so HEAD makes none
                 raise _not_allowed("expected GET")
             given = dict(request.query_params)
             refuse_repeated(request.query_params.multi_items())
             if "user_id" in given:
                 raise ProblemError(
-                    400, "duplicate_field", "user_id: it stands in the path", field="user_id"
+                    400, "duplicate_field", "user_id: the path gives it already", field="user_id"
                 )
             asked = parse_parameters({**given, "user_id": request.path_params["user_id"]})
             origin = origin_of(asked, traceparent=traceparent_of(request.scope["headers"]))
@@ -658,14 +660,14 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
             return refused(ProblemError(409, "not_reloaded", f"the old model serves: {error}"))
         parent = multiprocessing.parent_process()
         if parent is not None and parent.pid == os.getppid():
-            os.kill(os.getppid(), signal.SIGHUP)  # hands it on to the other workers
+            os.kill(os.getppid(), signal.SIGHUP)  # the parent passes it on to the other workers
         return JSONResponse({"model_version": found})
 
     async def not_found(_: HttpRequest, __: Exception) -> Response:
-        return refused(ProblemError(404, "not_found", "there is nothing here"))
+        return refused(ProblemError(404, "not_found", "there is nothing at this address"))
 
     async def not_allowed(_: HttpRequest, __: Exception) -> Response:
-        return refused(_not_allowed("another one is expected at this address"))
+        return refused(_not_allowed("this address takes another one"))
 
     async def failed(_: HttpRequest, error: Exception) -> Response:
         _LOG.error("a request failed", exc_info=error)
@@ -674,7 +676,7 @@ def _starlettes(app: App) -> tuple[Starlette, Starlette]:
     def starlette(*routes: Route) -> Starlette:
         handlers: Any = {404: not_found, 405: not_allowed, 500: failed}
         made = Starlette(routes=routes, exception_handlers=handlers)
-        made.router.redirect_slashes = False  # to where the Host header says
+        made.router.redirect_slashes = False  # redirects would follow the Host header
         return made
 
     others = starlette(
@@ -696,12 +698,14 @@ def _too_large(limit: int) -> ProblemError:
 
 
 def _not_allowed(words: str) -> ProblemError:
-    return ProblemError(405, "method_not_allowed", f"not with this method: {words}")
+    return ProblemError(405, "method_not_allowed", f"method: {words}")
 
 
 def _stopped() -> ProblemError:
-    return ProblemError(503, "stopped", "the server has stopped: ask again", retry_after=1)
+    return ProblemError(
+        503, "stopped", "the server has stopped: send the request again", retry_after=1
+    )
 
 
 def _internal() -> ProblemError:
-    return ProblemError(500, "internal", "something went wrong here; the server's log says what")
+    return ProblemError(500, "internal", "an internal error; see the server's log")

@@ -1,10 +1,10 @@
-"""What rankings are drawn by: an experiment's arms, which users are in which, and what else is set.
+"""The policies in force: an experiment's arms, their users, and further settings.
 
-A user's arm is the winner of a race. Each arm has a time for each user, -log(u) over its share,
-where u in (0, 1) is a hash of experiment, arm and user under a key; the first one has them. So arms
-have their shares, and where shares change users go to arms alone whose share has grown more than
-that of the arm they leave. With two arms, or where one takes from all others in proportion, no
-split moves fewer. The order in which arms are written plays no part.
+A user's arm is the winner of a race. Each arm has a time for each user, -log(u) divided by its
+share, where u in (0, 1) is a hash of experiment, arm and user under a key; the smallest time wins.
+So arms get their shares, and when shares change, a user only moves to an arm whose share has grown
+more than that of the arm they leave. With two arms, or where one arm takes from all others in
+proportion, no split moves fewer users. The order in which arms are written does not matter.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = [
 ALSO_SYNTAX = "NAME=POLICY[:PARAM=VALUE,...]"
 ARM_SYNTAX = f"{ALSO_SYNTAX}@SHARE"
 SHARES_OFF = 1e-6  # how far the sum of shares may be from 1
-# Of an experiment, an arm, a policy and a revision: they stand in `--shares` and in labels.
+# Names of experiments, arms and policies, and revisions: used in `--shares` and in labels.
 _NAME = re.compile(r"[^\W_][\w.-]{0,99}")
 _BITS = (1 << 53) - 1
-_KEY = b"fastrank arms"  # without a secret
+_KEY = b"fastrank arms"  # used without a secret
 
 
 class Arm(NamedTuple):
-    """One arm as it is stated."""
+    """One arm as stated."""
 
     name: str
     policy: Stated
@@ -60,21 +60,21 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Regime:
-    """What rankings are to be drawn by, as far as settings and a control file state it.
+    """The policies to rank by, as settings and a control file state them.
 
     Attributes
     ----------
     revision : str or None
-        Of what is stated; None for a server without experiment and control file.
+        The revision; None for a server without experiment and control file.
     experiment : str or None
     arms : tuple of Arm
-        Of the experiment.
+        The arms of the experiment.
     deterministic_only : bool
-        Nothing is drawn at all.
+        Nothing is drawn: all rankings are deterministic.
     also : mapping of str to Stated
-        Policies whose log-propensities are logged, too.
+        Policies whose log-propensities are also logged.
     key : bytes
-        Of the split: servers that share it agree.
+        Key of the split: servers with the same key agree.
     """
 
     revision: str | None = None
@@ -92,9 +92,9 @@ class Regime:
         also: Sequence[str] = (),
         secret: Secret | None = None,
     ) -> Regime:
-        """That of settings; a ValueError naming the one that is wrong.
+        """Build the regime of settings; a ValueError names the setting that is wrong.
 
-        Its revision is a hash of what decides who is shown what.
+        Its revision is a hash of everything that decides who is shown what.
 
         Examples
         --------
@@ -119,7 +119,7 @@ class Regime:
 
 
 def parse_arms(texts: Iterable[str], named: str = "arm") -> tuple[Arm, ...]:
-    """Arms of ``NAME=POLICY@SHARE``, whose shares sum to 1; a ValueError naming what is wrong.
+    """Parse arms ``NAME=POLICY@SHARE``, whose shares sum to 1; a ValueError names the problem.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def parse_arms(texts: Iterable[str], named: str = "arm") -> tuple[Arm, ...]:
         name, equals, rest = text.partition("=")
         policy, at, share = rest.rpartition("@")
         if not equals or not at:
-            cut = " (in a variable, one that holds a comma stands in double quotes)"
+            cut = " (in a variable, put one that contains a comma in double quotes)"
             raise ValueError(
                 f"{named}: expected {ARM_SYNTAX}, got {shown(text)}{'' if at else cut}"
             )
@@ -140,13 +140,13 @@ def parse_arms(texts: Iterable[str], named: str = "arm") -> tuple[Arm, ...]:
 
 
 def arm_of(name: str, policy: str, share: str, named: str = "arm") -> Arm:
-    """One of its parts, checked."""
+    """Make an arm from its parts, checked."""
     as_name(named, name)
     return Arm(name, _policy(policy, f"{named}: {name}"), as_share(f"{named}: {name}", share))
 
 
 def _policy(text: str, named: str) -> Stated:
-    if "=" in text.partition(":")[0]:  # a label, which a name is already
+    if "=" in text.partition(":")[0]:  # a label, but the arm has a name already
         raise ValueError(f"{named}: expected POLICY[:PARAM=VALUE,...], got {shown(text)}")
     return parse_stated(text, named, takes_overlap=True)
 
@@ -171,7 +171,7 @@ def as_name(named: str, name: object) -> str:
 
 
 def as_revision(revision: object) -> str:
-    """An integer or a name as the text that rows have."""
+    """An integer or a name, as the text that rows contain."""
     is_number = isinstance(revision, int) and not isinstance(revision, bool)
     text = as_name("revision", str(revision) if is_number else revision)
     try:
@@ -179,16 +179,18 @@ def as_revision(revision: object) -> str:
     except ValueError:
         is_time = False
     if is_time:
-        raise ValueError(f"revision: {text} is a time, which `evaluate --shares` would take it for")
+        raise ValueError(
+            f"revision: {text} is a time, and `evaluate --shares` would read it as one"
+        )
     return text
 
 
 def checked(arms: Sequence[Arm], named: str = "arm") -> tuple[Arm, ...]:
-    """The same, if each is there once and their shares sum to 1."""
+    """The same arms, if no name is repeated and their shares sum to 1."""
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{named}: {name} is there twice")
+            raise ValueError(f"{named}: {name} is given twice")
     total = math.fsum(arm.share for arm in arms)
     if arms and abs(total - 1.0) > SHARES_OFF:
         said = "".join(f"{arm.share:g} + " for arm in arms)[:-3] + " = " if len(arms) > 1 else ""
@@ -197,14 +199,14 @@ def checked(arms: Sequence[Arm], named: str = "arm") -> tuple[Arm, ...]:
 
 
 def named_policies(texts: Iterable[str]) -> dict[str, Stated]:
-    """Policies of ``NAME=POLICY`` by name; a ValueError naming the one that is wrong."""
+    """Parse policies ``NAME=POLICY``, by name; a ValueError names the one that is wrong."""
     found: dict[str, Stated] = {}
     for text in texts:
         name, equals, policy = text.partition("=")
         if not equals:
             raise ValueError(f"also: expected {ALSO_SYNTAX}, got {shown(text)}")
         if as_name("also", name) in found:
-            raise ValueError(f"also: {name} is there twice")
+            raise ValueError(f"also: {name} is given twice")
         found[name] = _policy(policy, f"also: {name}")
     return found
 
@@ -213,7 +215,7 @@ def named_policies(texts: Iterable[str]) -> dict[str, Stated]:
 
 
 class Armed(NamedTuple):
-    """An arm as it ranks."""
+    """An arm with its policy on a model."""
 
     name: str
     policy: fr.Policy
@@ -222,16 +224,16 @@ class Armed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """A regime on a model, by which requests are answered.
+    """A regime on a model, which answers requests.
 
     Attributes
     ----------
     revision, experiment, deterministic_only
-        As of `Regime`.
+        As in `Regime`.
     arms : tuple of Armed
     also : mapping of str to Policy
     key : bytes
-        Of the split: servers that share it agree.
+        Key of the split: servers with the same key agree.
 
     Examples
     --------
@@ -259,20 +261,20 @@ class InForce:
         object.__setattr__(self, "_race", tuple(race))
 
     def arm_of(self, unit: str) -> Armed:
-        """The arm of a user, or of a request where the user is not known; a microsecond an arm."""
+        """The arm of a user, or of a request without a known user; takes a microsecond per arm."""
         own = _part(unit)
         best, first = self._race[0][0], math.inf
         for arm, start in self._race:
             lane = start.copy()
             lane.update(own)
-            number = int.from_bytes(lane.digest()[-8:], "big") & _BITS  # as `Secret.number` has it
+            number = int.from_bytes(lane.digest()[-8:], "big") & _BITS  # as in `Secret.number`
             time = -math.log((number + 0.5) * 2.0**-53) / arm.share
             if time < first:
                 best, first = arm, time
         return best
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The regime in JSON's types."""
         return {
             "revision": self.revision,
             "experiment": self.experiment,
@@ -282,7 +284,7 @@ class InForce:
         }
 
     def described(self) -> str:
-        """In words, for the server's log; "" where there is nothing to say."""
+        """Describe it for the server's log; "" if there is nothing to say."""
         parts = [] if self.revision is None else [f"revision {self.revision}"]
         if self.deterministic_only:
             parts.append("deterministic only")
@@ -302,6 +304,7 @@ def _words(policy: fr.Policy) -> str:
 
 
 def _part(text: str) -> bytes:
-    """With its length before it, so that no two lists of parts are one text."""
+    """A part with its length in front, so that different lists of parts never give the same
+    text."""
     content = text.encode(errors="surrogatepass")
     return len(content).to_bytes(8, "little") + content

@@ -1,7 +1,7 @@
-"""The process beside those that serve: it watches for models, and uploads the log.
+"""The helper process: it watches for models, and uploads the log.
 
-Its work would keep rankings waiting, and takes memory of its own (S3's client, say), so there is
-one such process, however many workers there are. If it ends it is started anew.
+Its work would delay rankings, and needs memory of its own (S3's client, for example), so there is
+one such process for any number of workers. If it ends, it is started again.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 __all__ = ["Beside", "claimed"]
 
 _LOG = logging.getLogger("fastrank.serving")
-_SOONEST = 2.0  # seconds from one start of the process to the next
-_SHARE = 0.2  # seconds from one note of its metrics to the next
-_LEAST = 1.0  # seconds at the end, however late it is,
-_WORD = 0.5  # and of them those in which it is said what stays
+_SOONEST = 2.0  # seconds between two starts of the process, at least
+_SHARE = 0.2  # seconds between two notes of its metrics
+_LEAST = 1.0  # seconds that it has at the end, however late it is
+_WORD = 0.5  # seconds of these for reporting what was not uploaded
 _NICE = 5
-_TRIES = 100  # directories that other servers may have
+_TRIES = 100  # directories to try, which other servers may have
 
 
 # ---- Directories of one server ---------------------------------------------------------------
@@ -55,11 +55,11 @@ _TRIES = 100  # directories that other servers may have
 
 @contextlib.contextmanager
 def claimed(settings: Settings) -> Iterator[Settings]:
-    """The settings with directories for copies and for what waits to be uploaded.
+    """The settings, with directories for copies and for the log that waits to be uploaded.
 
-    Each is this server's alone for as long as the context lasts. Where none is given it is a
-    temporary one, and goes at the end, unless something in it could not be uploaded; one that a
-    server of the same place left when it was killed is taken over, with what it holds.
+    Each directory belongs to this server for the duration of the context. By default it is a
+    temporary one, removed at the end unless something in it could not be uploaded. If a killed
+    server left such a directory at the same place, it is taken over with its content.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def _alone(option: str, given: Path | None, place: str) -> Iterator[Path]:
             name = f"fastrank-{option}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
             for number in range(_TRIES):
                 folder = Path(tempfile.gettempdir(), f"{name}-{number}")
-                # Others may write to that directory: what they made is not taken.
+                # Others may write to that directory; their directories are not taken.
                 with contextlib.suppress(FileExistsError):
                     folder.mkdir(mode=0o700)
                 if _is_ours(folder) and (lock := _lock(folder)) is not None:
@@ -118,16 +118,16 @@ def _has_rows(folder: Path) -> bool:
 
 
 def _check_apart(settings: Settings, copies: Path) -> None:
-    """A ValueError if what is written, and what others write, would stand in one directory."""
+    """Raise ValueError if what this server and what others write would share a directory."""
     if settings.model is not None and _is_below(copies, settings.model):
-        raise ValueError(f"--watch-copies: {copies} is in the model that serves first")
+        raise ValueError(f"--watch-copies: {copies} is inside the model that serves first")
     watched, log = settings.watch, settings.log_directory
     if watched is None or places.is_url(watched):
         return
     if _is_below(copies, Path(watched)):
-        raise ValueError(f"--watch-copies: {copies} is in what is watched")
+        raise ValueError(f"--watch-copies: {copies} is inside the watched directory")
     if log is not None and not places.is_url(log) and _is_below(Path(log), Path(watched)):
-        raise ValueError(f"--log: {log} is in what is watched")
+        raise ValueError(f"--log: {log} is inside the watched directory")
 
 
 def _is_below(folder: Path, other: Path) -> bool:
@@ -144,7 +144,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock that ends with this process; None if another one has it."""
+    """Take a lock that ends with this process; None if another process has it."""
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,14 +157,14 @@ def _lock(folder: Path) -> int | None:
 
 
 def _heal(settings: Settings) -> None:
-    """Remove a damaged copy that an earlier server left: it is copied anew."""
+    """Remove a damaged copy that an earlier server left, so that it is copied again."""
     copy = settings.copy
     assert copy is not None
     if copy.is_symlink():
         try:
             read(copy)
         except (ValueError, OSError) as error:
-            _LOG.warning("a copy that was there is not taken: %s", error)
+            _LOG.warning("an earlier copy is not used: %s", error)
             copy.unlink()
 
 
@@ -172,15 +172,15 @@ def _heal(settings: Settings) -> None:
 
 
 class Beside:
-    """Keeps the process running; a context manager of the process that was started first.
+    """Keeps the process running; a context manager for the main process.
 
     Parameters
     ----------
     settings : Settings
-        As `claimed` gives them.
+        As returned by `claimed`.
     board : Board
     seat : int
-        Where its numbers stand.
+        Where its metrics are written.
     """
 
     def __init__(self, settings: Settings, board: Board, seat: int) -> None:
@@ -190,8 +190,9 @@ class Beside:
         self._closing = threading.Event()
         self._end = float("inf")  # monotonic seconds
         self._process: Any = None
-        self._told: Any = None  # it is, when it should have ended
-        # Its death ends the process as the parent's would, so it lives as long as that.
+        self._told: Any = None  # gets the time by which it should end
+        # The process ends when this thread ends, as on the parent's death, so the thread outlives
+        # it.
         self._keeper = threading.Thread(target=self._keep, name="fastrank-beside", daemon=True)
 
     def __enter__(self) -> Beside:
@@ -199,17 +200,17 @@ class Beside:
         return self
 
     def finish_by(self, moment: float) -> None:
-        """When it should have ended, in monotonic seconds; the first call counts."""
+        """Set when it should have ended, in monotonic seconds; only the first call counts."""
         self._end = min(self._end, moment)
 
     def __exit__(self, *_: object) -> None:
-        """Have it upload what is left, once all have ended who write a log."""
+        """Let it upload the rest, once all processes that write a log have ended."""
         self._closing.set()
         self.finish_by(time.monotonic() + self._settings.drain_timeout)
         self._terminate()
         self._keeper.join(max(_LEAST, self._end - time.monotonic()))
         if self._keeper.is_alive() and self._process is not None:
-            _LOG.warning("what is left to upload stays in %s", self._settings.log_spool)
+            _LOG.warning("rows that were not uploaded stay in %s", self._settings.log_spool)
             self._process.kill()
             self._keeper.join(_LEAST)
 
@@ -220,14 +221,15 @@ class Beside:
             self._process.terminate()
 
     def _keep(self) -> None:
-        """In a thread: until the end."""
+        """In a thread: keep it running until the end."""
         again = False
         while True:
             began = time.monotonic()
             hears, told = self._context.Pipe(duplex=False)
             arguments = self._settings, self._board, self._seat, hears, again
             process = self._context.Process(target=_run, args=arguments)
-            # It is ended once it listens, and not before. What starts with the first process of all
+            # It is ended once it listens, and not before. A process started by the very first one
+            # would lift the block.
             # would lift the block.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -238,15 +240,15 @@ class Beside:
             if self._closing.is_set():
                 self._terminate()
             process.join()
-            if not self._closing.is_set():  # what it counted goes on with the next one
+            if not self._closing.is_set():  # the next process continues its counts
                 self._board.write(self._seat, Note(self._board.read()[self._seat].kept, b""))
             if self._closing.is_set():
                 if process.exitcode == 0 or time.monotonic() >= self._end:
                     return
             else:
-                _LOG.log(  # with 0 it was told to: by SIGTERM to all of the group, say
+                _LOG.log(  # exit code 0 follows a SIGTERM, for example to the whole group
                     logging.ERROR if process.exitcode else logging.INFO,
-                    "the process beside, %s, ended with %s: it is started anew",
+                    "the helper process, %s, ended with %s: it is started again",
                     process.pid,
                     process.exitcode,
                 )
@@ -259,7 +261,7 @@ def _run(settings: Settings, board: Board, seat: int, hears: Connection, again: 
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, end)
-    for number in (signal.SIGINT, signal.SIGHUP):  # those are for the servers
+    for number in (signal.SIGINT, signal.SIGHUP):  # for the servers only
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     parent = multiprocessing.parent_process()
@@ -295,7 +297,7 @@ def _watch(settings: Settings, registry: CollectorRegistry, parent: int, again: 
     from fastrank_serving.watching import Watcher
 
     watcher = Watcher(settings, registry)
-    is_new = again and settings.directory == settings.copy  # the one before may not have said it
+    is_new = again and settings.directory == settings.copy  # the last process may not have said so
     while True:
         if watcher.look() or is_new:
             os.kill(parent, signal.SIGHUP)
@@ -325,12 +327,16 @@ def _upload(
 
 
 def count_uploads(uploader: LogUploader, registry: CollectorRegistry) -> None:
-    """Its numbers, as metrics."""
+    """Export its counts as metrics."""
     for name, attribute, words in (
-        ("backlog_bytes", "bytes_waiting", "Sealed and not yet uploaded, of the log."),
+        (
+            "backlog_bytes",
+            "bytes_waiting",
+            "Bytes of the log that are sealed and not yet uploaded.",
+        ),
         ("files_uploaded", "files_sent", "Files of the log that were uploaded."),
-        ("upload_failures", "failures", "Tries to upload the log that failed."),
-        ("upload_rows_lost", "rows_lost", "Rows lost: no room while they could not be uploaded."),
+        ("upload_failures", "failures", "Failed attempts to upload the log."),
+        ("upload_rows_lost", "rows_lost", "Rows lost for lack of room while uploads failed."),
     ):
         gauge = Gauge(f"fastrank_log_{name}", words, registry=registry)
         gauge.set_function(partial(getattr, uploader, attribute))

@@ -1,8 +1,8 @@
-"""Memory that several processes share without a file: each writes its seat, all read all.
+"""Memory that several processes share without a file: each writes its seat, all read all seats.
 
-The kernel keeps it (memfd): its pages exist from the start and nobody can truncate it, so it can
-neither run out nor disappear, and it needs no directory. A process that is killed while it writes
-leaves its earlier content: a seat has two halves, which are written in turns.
+The kernel holds it (memfd): its pages exist from the start and nobody can truncate it, so it can
+neither run out nor disappear, and it needs no directory. If a process is killed while it writes,
+its earlier content remains: a seat has two halves, which are written in turn.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Any, NamedTuple
 __all__ = ["Board", "Note"]
 
 _HALF = 65_536  # bytes
-_LOOKS = 1000  # at a seat, until two agree: its writer is not so fast
+_LOOKS = 1000  # reads of a seat, until two agree: no writer is that fast
 _HEAD = struct.Struct("=QII")  # number, lengths of both parts
 _SUM = struct.Struct("=I")  # of the head and the parts
 _ROOM = _HALF - _HEAD.size - _SUM.size
 
 
 class Note(NamedTuple):
-    """What stands at a seat.
+    """The content of a seat.
 
     Attributes
     ----------
     kept, live : bytes
-        What outlives the process that wrote it, and what is true only while it runs.
+        What outlives the process that wrote it, and what holds only while it runs.
     """
 
     kept: bytes
@@ -39,9 +39,9 @@ class Note(NamedTuple):
 
 
 class Board:
-    """Seats for so many processes; it can be handed to those that are being spawned.
+    """Seats for a number of processes; can be passed to processes that are being spawned.
 
-    Each seat has one writer at a time, and any number of readers, who wait for nobody.
+    Each seat has one writer at a time, and any number of readers, who never wait.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Board:
             self._open(descriptor, seats)
         except BaseException as error:
             os.close(descriptor)
-            if isinstance(error, OSError):  # a limit of files' sizes is one of this, too
+            if isinstance(error, OSError):  # a limit on file sizes applies here too
                 words = f"{2 * seats * _HALF} bytes that the workers share: {error.strerror}"
                 raise OSError(error.errno, words) from None
             raise
@@ -83,12 +83,12 @@ class Board:
         return _opened, (DupFd(self._descriptor), self._seats)
 
     def close(self) -> None:
-        """Give it up, in this process."""
+        """Release it in this process."""
         self._memory.close()
         os.close(self._descriptor)
 
     def write(self, seat: int, note: Note) -> None:
-        """Take the place of what stands there; a ValueError if it is too long, 64 KiB."""
+        """Replace the content of a seat; ValueError if it is longer than 64 KiB."""
         if len(note.kept) + len(note.live) > _ROOM:
             raise ValueError(f"note: {len(note.kept)} and {len(note.live)} bytes do not fit")
         latest = self._latest(seat)
@@ -98,20 +98,20 @@ class Board:
         self._memory[at : at + len(content)] = content
 
     def read(self) -> list[Note]:
-        """What stands at each seat; empty where nothing does."""
+        """The content of each seat; empty if nothing was written."""
         return [self._latest(seat).note for seat in range(self._seats)]
 
     def _latest(self, seat: int) -> _Written:
-        """Of the halves that are whole the one that was written last."""
+        """The newest of the halves that are complete."""
         latest = max(self._half(seat, half) for half in (0, 1))
-        for _ in range(_LOOKS):  # one may meet each half as it is being written, or before
+        for _ in range(_LOOKS):  # a read may catch each half while it is being written
             before, latest = latest, max(self._half(seat, half) for half in (0, 1))
             if latest.number == before.number:
                 break
         return latest
 
     def _half(self, seat: int, half: int) -> _Written:
-        """Number 0, if it is not whole: it is being written, or never was."""
+        """Number 0 if it is not complete: it is being written, or never was."""
         at = (2 * seat + half) * _HALF
         head = self._memory[at : at + _SUM.size + _HEAD.size]
         number, kept, live = _HEAD.unpack_from(head, _SUM.size)
@@ -130,7 +130,7 @@ class _Written(NamedTuple):
 
 
 def _opened(memory: Any, seats: int) -> Board:
-    """In the process that was spawned."""
+    """Open it in the spawned process."""
     board = Board.__new__(Board)
     board._open(memory.detach(), seats)
     return board

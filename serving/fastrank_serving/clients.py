@@ -1,7 +1,7 @@
 """What clients may choose: the fields of a request that they may set, the policies they may name.
 
-Requests in API Gateway's form and direct ones have rules of their own: anybody may be behind the
-gateway, and what asks directly may be your own service.
+Requests in API Gateway's form and direct requests have separate rules: anyone may be behind the
+gateway, while direct requests may come from your own service.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ["FIELDS", "OF_GATEWAY", "OF_POLICIES", "Clients", "Fields", "as_field
 Fields: TypeAlias = tuple[str, ...]
 
 FIELDS: Fields = tuple(name for name in Request.__struct_fields__ if name != "user_id")
-OF_GATEWAY: Fields = tuple(name for name in FIELDS if name != "request_id")  # which is its own
+OF_GATEWAY: Fields = tuple(name for name in FIELDS if name != "request_id")  # set by the gateway
 OF_POLICIES: Fields = ("inference_type", *PARAMETERS)
-_NAMED = ":named"  # after a field: only what the server has a name for
+_NAMED = ":named"  # after a field: only names that the server defines
 _BY_NAME = ("score", "rules")
 
 
 def as_fields(words: Iterable[str], known: Sequence[str] = FIELDS) -> Fields:
-    """Fields in the order of a request; "all" and "none" stand alone.
+    """Parse fields, in the order of a request; "all" and "none" stand alone.
 
     Raises
     ------
     ValueError
-        For a word that is no field.
+        If a word is not a field.
 
     Examples
     --------
@@ -69,14 +69,14 @@ def as_fields(words: Iterable[str], known: Sequence[str] = FIELDS) -> Fields:
 
 @dataclass(frozen=True, slots=True)
 class _May:
-    """What requests of one way in may set.
+    """What one kind of requests may set.
 
     Attributes
     ----------
     fields : tuple of str
-        As `as_fields` gives them.
+        As returned by `as_fields`.
     not_these, by_name : tuple of str
-        The fields that are refused, and those that take a name alone.
+        The fields that are refused, and those that take only a name.
     """
 
     fields: Fields
@@ -102,10 +102,10 @@ class Clients:
     Attributes
     ----------
     fields : tuple of str
-        That those may set who ask directly, as `as_fields` gives them.
+        Fields that direct requests may set, as `as_fields` returns them.
     gateways : tuple of str or None
-        That those may set who ask through the gateway; None where no gateway is said to be there:
-        its form is one of a client's, then.
+        Fields that requests through the gateway may set; None if no gateway is configured, so that
+        its form counts as a client's.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -134,19 +134,19 @@ class Clients:
 
     @property
     def policies(self) -> list[str] | None:
-        """That may be named besides the server's own; None for all."""
+        """Policies that may be named besides the server's own; None for all."""
         return None if self._policies is None else [_stated(each) for each in self._policies]
 
     def may(self, field: str) -> bool:
-        """Whether those who ask directly may set a field, if only to a name."""
+        """Whether direct requests may set a field, if only to a name."""
         return field not in self._may.not_these
 
     def may_say(self, field: str) -> bool:
-        """Whether they may set it to what the server has no name for."""
+        """Whether direct requests may set a field to a value that the server has no name for."""
         return self.may(field) and field not in self._may.by_name
 
     def inference_types(self, own: fr.Policy | None) -> list[str]:
-        """Inference types that they may name, where `own` is the server's own policy."""
+        """Inference types that direct requests may name; `own` is the server's own policy."""
         if not self.may("inference_type"):
             return []
         if self._policies is None:
@@ -157,13 +157,13 @@ class Clients:
         return [name for name in INFERENCE_TYPES if name in allowed]
 
     def check(self, request: Request, rules: Mapping[str, Any]) -> None:
-        """A ProblemError, a 403, for a request that sets what it may not.
+        """Raise ProblemError, a 403, if a request sets what it may not.
 
         Parameters
         ----------
         request : Request
         rules : mapping
-            By names that the server has.
+            The server's named rules.
         """
         if not self._asks:
             return
@@ -172,7 +172,7 @@ class Clients:
             value = getattr(request, name)
             if value is not None and value is not msgspec.UNSET:
                 allowed = ["user_id", *may.fields]
-                words = f"clients of this server may set {', '.join(allowed)} alone"
+                words = f"clients of this server may set only {', '.join(allowed)}"
                 raise _forbidden(name, value, allowed, words)
         for name in may.by_name:
             value, has = getattr(request, name), self._functions
@@ -181,19 +181,19 @@ class Clients:
                 has, is_own = list(rules), isinstance(value, RulesBody)
             if is_own:
                 have = ", ".join(has) or "none"
-                words = f"expected a name that the server has ({have}); it takes no others"
+                words = f"expected a name that the server defines ({have}); others are not allowed"
                 raise _forbidden(name, value, has, words)
 
     def check_policy(self, request: Request, policy: fr.Policy, *own: fr.Policy | None) -> None:
-        """A ProblemError, a 403, for a request whose policy it may not name.
+        """Raise ProblemError, a 403, if a request names a policy that it may not.
 
         Parameters
         ----------
         request : Request
         policy : Policy
-            What it makes of the server's, before a user's own temperature.
+            The policy of the request, before a user's own temperature.
         *own : Policy or None
-            The server's, which a request that names none gets, and the model's.
+            The server's policy, which is the default, and the model's.
         """
         if self._policies is None or policy == own[0]:
             return
@@ -203,12 +203,12 @@ class Clients:
             if not each.params or policy == each.completed(*own):
                 return
         field = next(name for name in OF_POLICIES if getattr(request, name) is not None)
-        words = f"this server allows {', '.join(self.policies or ())}, and not {written(policy)}"
+        words = f"this server allows {', '.join(self.policies or ())}; got {written(policy)}"
         raise _forbidden(field, getattr(request, field), self.policies or (), words)
 
 
 def _stated(policy: Stated) -> str:
-    """A policy as far as it was stated, as one writes it."""
+    """The stated part of a policy, as one writes it."""
     params = ",".join(f"{name}={value:g}" for name, value in policy.params.items())
     return f"{policy.inference_type}:{params}" if params else policy.inference_type
 

@@ -1,8 +1,8 @@
 """The control file: a small JSON document that running servers follow.
 
-It says arms and their shares, or that nothing is to be drawn, each time under a revision. Its
-content stays in force until other content can be put into force: a file that cannot be read, does
-not parse, or that the model cannot follow changes nothing.
+It states arms and their shares, or that nothing is to be drawn, each time under a revision. Its
+content stays in force until other content can take its place: a file that cannot be read or parsed,
+or that the model cannot follow, changes nothing.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from fastrank_serving.board import Board, Note
 
 __all__ = ["MAX_BYTES", "ControlFile", "Taken", "error_words", "regime_of"]
 
-MAX_BYTES = 32_768  # a seat of a board has room for it
+MAX_BYTES = 32_768  # fits into a seat of a board
 _KEYS = ("revision", "experiment", "arms", "deterministic_only")
-_ANSWERS = 5.0  # seconds for a file, or a store, to be read
-_JITTER = 0.2  # of an interval, either way: replicas do not ask all at once
+_ANSWERS = 5.0  # seconds for reading a file, or from a store
+_JITTER = 0.2  # of an interval, either way, so that replicas do not all read at once
 
 
 class Taken:
-    """What the workers of a server have put into force, for those that replace them.
+    """The content that a server's workers follow, for workers that replace them.
 
     Parameters
     ----------
     board : Board
-        Of this alone, which outlives workers.
+        For this use only; it outlives workers.
     seat : int
-        Of this worker.
+        The seat of this worker.
     """
 
     def __init__(self, board: Board, seat: int) -> None:
@@ -48,11 +48,11 @@ class Taken:
         self._seat = seat
 
     def put(self, content: bytes) -> None:
-        """This worker follows it now."""
+        """Record the content that this worker follows now."""
         self._board.write(self._seat, Note(content, _WHEN.pack(time.monotonic_ns())))
 
     def latest(self) -> bytes | None:
-        """What one of them put into force last; None if none did."""
+        """The content that a worker followed last; None if there was none."""
         notes = [note for note in self._board.read() if note.live]
         return max(notes, key=_when).kept if notes else None
 
@@ -66,16 +66,16 @@ def _when(note: Note) -> int:
 
 
 class ControlFile:
-    """Where it is, and what of it is in force.
+    """The file's address, and the content that is in force.
 
     Parameters
     ----------
     address : str
         A path, or a URL that fsspec opens (s3://bucket/key).
     seconds : float
-        From one look to the next.
+        From one read to the next.
     taken : Taken, optional
-        Of several workers.
+        Given if there are several workers.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class ControlFile:
         self._taken = taken
         self._seconds = seconds
         self._said: str | None = None
-        self._reading: asyncio.Future[bytes] | None = None  # that has not ended
+        self._reading: asyncio.Future[bytes] | None = None  # a read that has not ended
         self._read: Callable[[], bytes] = partial(_of_path, Path(address))
         if "://" in address:
             import fsspec
@@ -108,13 +108,14 @@ class ControlFile:
             self._read = partial(file_system.cat_file, path)
 
     def pause(self) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next read."""
         return self._seconds * random.uniform(1.0 - _JITTER, 1.0 + _JITTER)
 
     async def read(self) -> bytes:
-        """What is there; what reading raises is raised, which of a store is anything.
+        """Return the content; errors of reading are raised, and a store may raise anything.
 
-        In a thread that nobody waits for as the process ends, nor for long: a store may not answer.
+        Reads in a thread that nothing waits for when the process ends, nor for long: a store may
+        hang.
         """
         if self._reading is None:
             self._reading = _in_thread(self._read)
@@ -125,19 +126,19 @@ class ControlFile:
         return reading.result()
 
     def follow(self, content: bytes) -> None:
-        """It is in force now."""
+        """Note that this content is in force now."""
         self.in_force = content
         if self._taken is not None:
             self._taken.put(content)
 
     def of_others(self) -> bytes | None:
-        """For a worker that has followed nothing yet: what others, or those before it, did."""
+        """For a worker that has followed nothing yet: the content of other or earlier workers."""
         if self.in_force is not None or self._taken is None:
             return None
         return self._taken.latest()
 
     def is_news(self, said: str | None) -> bool:
-        """Whether there is something new to log about it."""
+        """Whether this is new, and should be logged."""
         before, self._said = self._said, said
         return said != before
 
@@ -164,7 +165,7 @@ def _of_path(path: Path) -> bytes:
 
 
 def error_words(error: Exception) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     words = " ".join(str(error).split())
@@ -173,9 +174,9 @@ def error_words(error: Exception) -> str:
 
 
 def regime_of(content: bytes, settings: Regime) -> Regime:
-    """What a control file puts into force, over what settings state.
+    """The regime that a control file puts into force, on top of what settings state.
 
-    A ValueError says what is wrong with it, or contradicts itself.
+    A ValueError says what is wrong with the file, or where it contradicts itself.
 
     Examples
     --------
@@ -191,14 +192,16 @@ def regime_of(content: bytes, settings: Regime) -> Regime:
     if unknown:
         raise ValueError(f"{shown(unknown[0])}: expected some of {', '.join(_KEYS)}")
     if "revision" not in said:
-        raise ValueError("revision: give one: an integer or a name, another one with each change")
+        raise ValueError(
+            "revision: expected an integer or a name, changed with each edit of the file"
+        )
     revision = as_revision(said["revision"])
     is_off = said.get("deterministic_only", False)
     if not isinstance(is_off, bool):
         raise ValueError(f"deterministic_only: expected true or false, got {shown(is_off)}")
     if is_off:
         if "arms" in said:
-            raise ValueError("deterministic_only: contradicts arms: state one of the two")
+            raise ValueError("deterministic_only: contradicts arms: state only one of them")
         return replace(settings, revision=revision, deterministic_only=True)
     experiment = settings.experiment
     if "experiment" in said:
@@ -207,13 +210,13 @@ def regime_of(content: bytes, settings: Regime) -> Regime:
     if "arms" in said:
         arms = _arms(said["arms"], {arm.name: arm for arm in settings.arms})
     if bool(arms) != (experiment is not None):
-        other = "arms: of no experiment" if arms else "experiment: it has no arms"
+        other = "arms: without an experiment" if arms else "experiment: it has no arms"
         raise ValueError(f"{other}: neither the file nor a setting states one")
     return replace(settings, revision=revision, experiment=experiment, arms=arms)
 
 
 def _arms(said: Any, known: Mapping[str, Arm]) -> tuple[Arm, ...]:
-    """By name a share, of an arm of the settings, or a policy with its share."""
+    """Parse arms by name: the share of an arm of the settings, or a policy with its share."""
     if not isinstance(said, dict) or not said:
         raise ValueError(f"arms: expected an object of arms by name, got {shown(said)}")
     found = []
@@ -226,7 +229,9 @@ def _arms(said: Any, known: Mapping[str, Arm]) -> tuple[Arm, ...]:
         elif name in known:
             found.append(known[name]._replace(share=as_share(f"arms: {name}", value)))
         else:
-            raise ValueError(f"arms: {shown(name)}: no setting says its policy: POLICY@SHARE does")
+            raise ValueError(
+                f"arms: {shown(name)}: no setting states its policy: give POLICY@SHARE"
+            )
     return checked(found, "arms")
 
 
@@ -236,7 +241,7 @@ def _object(content: bytes) -> dict[str, Any]:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in found if names.count(name) > 1)
-            raise ValueError(f"{shown(twice)} is there twice")
+            raise ValueError(f"{shown(twice)} is given twice")
         return found
 
     if len(content) > MAX_BYTES:

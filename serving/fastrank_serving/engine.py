@@ -1,9 +1,9 @@
 """Rankings for many requests at once: threads, a bounded queue, deadlines, shared passes.
 
-One event loop takes requests in; as many threads as there are cores rank, with the GIL released.
-A ranking that costs less than handing it over is made in the loop itself. While all threads are
-busy, requests wait; a thread that becomes free takes all that wait for the same catalog and k,
-and ranks them in one pass over the vectors. A row of such a batch is the ranking that the request
+One event loop takes requests; as many threads as there are cores rank, with the GIL released. A
+ranking that costs less than a hand-over to a thread is made in the loop itself. While all threads
+are busy, requests wait; a free thread takes all waiting requests for the same catalog and k, and
+ranks them in one pass over the vectors. Each row of such a batch is the ranking that the request
 would have got alone, and no request waits for others to join it.
 """
 
@@ -39,35 +39,35 @@ _Result: TypeAlias = tuple[fr.Ranking, dict[str, FloatArray] | None]
 
 _LOG = logging.getLogger("fastrank.serving")
 
-# Multiply-adds that take about as long as waking up a thread and being woken by it: 60 us.
+# Multiply-adds that take as long as waking a thread and being woken by it: about 60 us.
 INLINE_WORK = 1_500_000
-# What else a ranking does, in multiply-adds of the same time: for each place, a candidate that
-# enters the top k; for each item, a place of the sequential sampler; the table of the cached one.
+# Other work of a ranking, in equivalent multiply-adds: for each place, a candidate that enters the
+# top k; for each item, a place of the sequential sampler; the table of the cached sampler.
 _ENTRY, _SEQUENTIAL, _TABLE = 3_500, 70, 15
-# Of an id of a filter: to read it, look it up, sort it and hash it for the log.
+# An id of a filter: reading it, looking it up, sorting and hashing it for the log.
 _ID = 8_000
-# Of a ranking that is judged under further policies, beside one and a half passes; of an item.
+# A ranking judged under further policies, besides one and a half passes; an item.
 _JUDGED, _ALSO = 1_000_000, 15
-_SEEN = 50  # of one that the model has: a bit of a filter
-# Items of a table's cell, and what a ranking from it does besides, in multiply-adds.
+_SEEN = 50  # for each item that the user has seen: a bit of a filter
+# Items of a table's cell, and the other work of a ranking from it, in multiply-adds.
 _CELL, _CELLS = 512, 50_000
-# Of a pass: about a second, so that nobody waits long for those that it was joined with.
+# Limit of a pass: about a second, so that nobody waits long for the others in a shared pass.
 _PASS_WORK = 25_000_000_000
-_PER_SECOND = _PASS_WORK / 4  # of a machine that is slow or busy
-_AT_BEST = _PASS_WORK * 8  # in a second, of requests that share their passes
-_BESIDE = 4  # threads for what is no ranking
+_PER_SECOND = _PASS_WORK / 4  # on a slow or busy machine
+_AT_BEST = _PASS_WORK * 8  # per second, for requests that share their passes
+_BESIDE = 4  # threads for other work than rankings
 
 
-# What is no single scan, by sampler: of n items, d dimensions, k places.
+# Work that is not a single scan, by sampler: for n items, d dimensions, k places.
 _PER_SAMPLER: dict[str | None, Callable[[int, int, int], int]] = {
     "uniform": lambda n, d, k: 0,
     "sequential": lambda n, d, k: n * (d + _SEQUENTIAL * k),
     "cached": lambda n, d, k: n * (d + _TABLE),
-    "flat_tail": lambda n, d, k: n * d,  # at most: an index does less
+    "flat_tail": lambda n, d, k: n * d,  # at most; less with an index
 }
 
 
-# Structs, which are made in a fifth of the time of a dataclass: three for every request.
+# Structs take a fifth of the time of a dataclass to create; each request creates three.
 class Job(msgspec.Struct, eq=False):
     """One ranking to be made.
 
@@ -77,17 +77,17 @@ class Job(msgspec.Struct, eq=False):
         As `fastrank.Catalog.rank` takes them, checked.
     exclude, allow, after : list of int or str, optional
     seen : Seen, optional
-        What the user has seen, as the model keeps it.
+        What the user has seen, as stored in the model.
     rules : Rules or RulesBody, optional
-        As a request has them; `prepare` makes them what the catalog takes.
+        As in the request; `prepare` converts them for the catalog.
     has_table : bool
-        The policy's sampler is "cached", and the table need not be made.
+        The policy's sampler is "cached", and the table exists.
     also : mapping of str to Policy, optional
-        Policies whose log-propensities of the ranking are wanted, too.
+        Policies whose log-propensities of the ranking are also needed.
     deadline : float
         Monotonic seconds.
     is_batch : bool
-        A line of a batch.
+        The job is a line of a batch.
     """
 
     catalog: Scorer
@@ -109,16 +109,16 @@ class Job(msgspec.Struct, eq=False):
     is_batch: bool = False
     result: asyncio.Future[Ranked] | None = None
     came: float = 0.0
-    work: int = 0  # as `priced` has it, once it is wanted
+    work: int = 0  # as returned by `priced`, once computed
 
     @property
     def ids(self) -> int:
-        """Of its filters, and of pages before."""
+        """Number of ids in its filters and earlier pages."""
         lists = (self.exclude, self.allow, self.after)
         return sum([0 if ids is None else len(ids) for ids in lists])
 
     def prepare(self) -> None:
-        """Make ids and rules of what a request has; a ProblemError naming what is none."""
+        """Convert the request's ids and rules; ProblemError if one is invalid."""
         if self.exclude is not None:
             self.exclude = _as_ids("exclude", self.exclude, self.catalog)
         if self.allow is not None:
@@ -129,7 +129,7 @@ class Job(msgspec.Struct, eq=False):
             self.rules = rules.made(self.rules, self.catalog)
 
     def priced(self) -> int:
-        """About how much work it is, in multiply-adds."""
+        """Estimate the work, in multiply-adds."""
         n, d = len(self.catalog), self.catalog.dim
         k = min(self.k, n)
         cut = self.ids
@@ -141,7 +141,8 @@ class Job(msgspec.Struct, eq=False):
             work = _ENTRY * k + (n * d if other is None else other(n, d, k))
         work += _ID * cut + _SEEN * seen
         if self.score is not None:
-            # A step of an expression has some four characters, and takes two multiply-adds an item.
+            # A step of an expression has about four characters, and costs two multiply-adds per
+            # item.
             work += n * len(self.score) // 2
         if self.rules is not None or self.after is not None:
             shown = 0 if self.after is None else len(self.after)
@@ -151,7 +152,7 @@ class Job(msgspec.Struct, eq=False):
         return work + n * d if self.head else work
 
     def rank(self) -> fr.Ranking:
-        """By itself, once it is prepared."""
+        """Rank this job alone, after `prepare`."""
         return self.catalog.rank(
             self.query,
             self.k,
@@ -175,7 +176,7 @@ class Job(msgspec.Struct, eq=False):
 
     @property
     def said(self) -> dict[str, Any]:
-        """What the call says of the score and of rules."""
+        """Arguments of the call for score and rules."""
         found: dict[str, Any] = {}
         if self.score is not None or self.params is not None:
             found |= {"score": self.score, "params": self.params}
@@ -186,7 +187,7 @@ class Job(msgspec.Struct, eq=False):
         return found
 
     def joins(self, other: Job) -> bool:
-        """Whether both can be made in one pass, and gain by it."""
+        """Whether one pass can serve both jobs, and saves time."""
         return (
             self.catalog is other.catalog
             and self.k == other.k
@@ -200,26 +201,26 @@ class Job(msgspec.Struct, eq=False):
 
     @property
     def head(self) -> int:
-        """Places that show the best items."""
+        """Number of places that show the best items."""
         law = self.policy.law
         return 0 if law is None else law.head
 
     @property
     def scans(self) -> bool:
-        """Whether it goes through the catalog once, as others do who can be joined."""
+        """Whether it scans the catalog once, like other jobs that can share a pass."""
         return self.policy.sampler not in _PER_SAMPLER
 
 
 class Ranked(msgspec.Struct, frozen=True, eq=False):
-    """A ranking, and where its time went.
+    """A ranking, and how long each part took.
 
     Attributes
     ----------
     ranking : Ranking
     waited, ranked : float
-        Seconds in the queue, and in the kernel (of the whole pass, if it was shared).
+        Seconds in the queue, and in the kernel (of the whole pass, if shared).
     shared : int
-        Requests that were ranked in this pass.
+        Number of requests ranked in this pass.
     also : dict of str to ndarray of float64, optional
         Log-propensities under the policies of `Job.also`, by name.
     """
@@ -238,9 +239,9 @@ class Engine:
     ----------
     threads : int
     queue : int
-        So many jobs may be ranked or wait; the next one is refused at once.
+        Most jobs that may be ranked or wait; further ones are refused at once.
     share : int
-        At most so many jobs in one pass; 1: every job by itself.
+        Most jobs in one pass; 1 ranks every job alone.
     """
 
     def __init__(self, threads: int, queue: int, share: int = 64) -> None:
@@ -250,13 +251,13 @@ class Engine:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastrank-rank")
         self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="fastrank-beside")
         self._waiting: deque[Job] = deque()
-        self._batches: deque[Job] = deque()  # what waits of them
+        self._batches: deque[Job] = deque()  # waiting jobs of batches
         self._running = 0  # passes
-        self._inside = 0  # jobs that were taken in and have no answer yet
-        self._work = 0  # of these
-        self._due: dict[int, float] = {}  # when a pass that is under way should be done
+        self._inside = 0  # jobs that were accepted and have no answer yet
+        self._work = 0  # of these jobs
+        self._due: dict[int, float] = {}  # when each running pass should end
         self._passes = 0
-        self._batch_was_last = False  # of the passes that were begun
+        self._batch_was_last = False  # among the passes that were started
 
     @property
     def waiting(self) -> int:
@@ -265,7 +266,7 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Passes that are under way."""
+        """Passes that are running."""
         return self._running
 
     @property
@@ -274,24 +275,24 @@ class Engine:
         return self._inside
 
     def stuck_for(self) -> float:
-        """Seconds by which a pass takes longer than it could on a slow machine; 0 if none does."""
+        """Seconds by which a pass exceeds its time on a slow machine; 0 if none does."""
         if not self._due:
             return 0.0
         return max(0.0, time.monotonic() - min(self._due.values()))
 
     async def rank(self, job: Job) -> Ranked:
-        """The ranking of a job.
+        """Rank a job.
 
         Raises
         ------
         ProblemError
-            429 if too many are inside, or so much work that it would come too late; 422 if it is
-            too much work by itself; 503 past the deadline.
+            429 if too many jobs are inside, or so much work that this one would be too late; 422 if
+            it is too much work by itself; 503 after the deadline.
         ValueError
             As `fastrank.Catalog.rank`.
         """
         if self._inside >= self.queue:
-            raise _too_many(f"{self._inside} requests are being served or wait, which is the limit")
+            raise _too_many(f"the limit of {self._inside} requests, served or waiting, is reached")
         now = time.monotonic()
         job.work = job.priced()
         if not self._running and job.work <= INLINE_WORK:
@@ -316,40 +317,42 @@ class Engine:
             self._work -= job.work
 
     def _admit(self, job: Job, seconds: float) -> None:
-        """Refuse what would only be late, and make others so; what is late already is told so."""
+        """Refuse a job that would be late, or make others late."""
         if seconds <= 0.0:
             return
         if job.work > _PASS_WORK * seconds:
             raise ProblemError(
                 422,
                 "too_dear",
-                f"this ranking would take about {job.work / _PASS_WORK:.2g} s, and may take"
-                f" {seconds:.2g}: ask for fewer places or another inference_type"
-                + (", plackett_luce say" if job.policy.sampler == "sequential" else ""),
+                f"this ranking would take about {job.work / _PASS_WORK:.2g} s; the limit is"
+                f" {seconds:.2g} s: ask for fewer places or another inference_type"
+                + (", such as plackett_luce" if job.policy.sampler == "sequential" else ""),
                 value=job.policy.inference_type,
             )
         if self._work + job.work > _AT_BEST * self.threads * seconds:
-            raise _too_many("what is being ranked and waits takes all the time that there is")
+            raise _too_many(
+                "the rankings in progress and in the queue take all the time that is left"
+            )
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Other work in one of the threads: loading a model, say."""
+        """Run other work in one of the threads, such as loading a model."""
         return await asyncio.get_running_loop().run_in_executor(self._beside, work)
 
     def begin(self) -> None:
-        """Start all threads: the machine may have none left when the first one is needed.
+        """Start all threads now, since the machine may have none left later.
 
         Raises
         ------
         OSError
-            If it has none now.
+            If the machine has too few threads.
         """
         for pool, count in ((self._pool, self.threads), (self._beside, _BESIDE)):
             all_there = threading.Event()
             try:
                 for _ in range(count):
-                    pool.submit(all_there.wait)  # or one thread would take them all
+                    pool.submit(all_there.wait)  # otherwise one thread would take all of them
             except RuntimeError as error:
-                raise OSError(f"{self.threads + _BESIDE} threads are wanted: {error}") from None
+                raise OSError(f"{self.threads + _BESIDE} threads are needed: {error}") from None
             finally:
                 all_there.set()
 
@@ -358,7 +361,7 @@ class Engine:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give what waits to threads that are free."""
+        """Give waiting jobs to free threads."""
         while self._running < self.threads:
             jobs = self._next()
             if not jobs:
@@ -372,7 +375,7 @@ class Engine:
     def _next(self) -> list[Job]:
         """The oldest job that still needs an answer, and those that can join it.
 
-        A batch has many jobs here for as long as it lasts: those take turns with all others.
+        A batch keeps many jobs here for a long time, so jobs of batches and other jobs take turns.
         """
         jobs: list[Job] = []
         first, second = self._waiting, self._batches
@@ -383,7 +386,7 @@ class Engine:
         return jobs
 
     def _take(self, jobs: list[Job], queue: deque[Job]) -> None:
-        """Move from a queue what can join the first of the jobs."""
+        """Move from a queue the jobs that can join the first of `jobs`."""
         passed: list[Job] = []
         work = sum(job.work for job in jobs)
         while queue and len(jobs) < self.share and work < _PASS_WORK:
@@ -398,13 +401,13 @@ class Engine:
         queue.extendleft(reversed(passed))
 
     def _pass(self, loop: asyncio.AbstractEventLoop, number: int, jobs: list[Job]) -> None:
-        """In a thread: rank, and hand the results back."""
+        """In a thread: rank, and pass the results to the loop."""
         began = time.monotonic()
         results = _ranked(jobs)
         took = time.monotonic() - began
         try:
             loop.call_soon_threadsafe(self._done, loop, number, jobs, results, began, took)
-        except RuntimeError:  # the loop is closed: nobody is left to hear it
+        except RuntimeError:  # the loop is closed, and nobody waits for the answers
             _LOG.warning("%d rankings came after the end", len(jobs))
 
     def _done(
@@ -418,7 +421,7 @@ class Engine:
     ) -> None:
         self._running -= 1
         del self._due[number]
-        self._start(loop)  # first of all: the thread need not wait for the answers
+        self._start(loop)  # first, so that the thread need not wait for the answers
         for job, result in zip(jobs, results, strict=True):
             if job.result is None or job.result.done():
                 continue
@@ -430,14 +433,14 @@ class Engine:
 
 
 def _as_ids(name: str, ids: Any, catalog: Scorer) -> Any:
-    """A filter as the catalog's ids; text that says an integer is one, where ids are."""
+    """A filter as the catalog's ids; where ids are integers, text that states one is accepted."""
     like = catalog.item_ids
     try:
         return ids_from_text(name, ids, like)
     except ValueError:
         bad = next(each for each in ids if id_from_text(each, like) is None)
         is_number = like.dtype.kind == "U" and not isinstance(bad, str)
-        allowed = f'{as_written(like)}, "{bad}" say' if is_number else as_written(like)
+        allowed = f'{as_written(like)}, such as "{bad}"' if is_number else as_written(like)
         raise invalid_value(name, bad, allowed) from None
 
 
@@ -451,14 +454,14 @@ def _too_late(job: Job) -> None:
             ProblemError(
                 503,
                 "deadline_exceeded",
-                "the ranking did not come in time",
+                "the ranking was not ready in time",
                 retry_after=1,
             )
         )
 
 
 def _said(jobs: list[Job]) -> dict[str, Any]:
-    """What a call for all of them says of their score, which is one, and of their rules."""
+    """Arguments of a call for all jobs: their common score, and their rules."""
     names = {name for job in jobs for name in job.said}
     found: dict[str, Any] = {
         name: [getattr(job, name) for job in jobs] for name in names - {"score"}
@@ -467,7 +470,7 @@ def _said(jobs: list[Job]) -> dict[str, Any]:
 
 
 def _ranked(jobs: list[Job]) -> list[_Result | Exception]:
-    """Each job's ranking and what else is wanted of it, or what kept it from being made."""
+    """Each job's ranking and what else it needs, or the error that prevented it."""
     found: dict[int, fr.Ranking | Exception] = {}
     for j, job in enumerate(jobs):
         try:
@@ -480,7 +483,7 @@ def _ranked(jobs: list[Job]) -> list[_Result | Exception]:
             found |= zip(
                 [j for j, _ in prepared], _together([job for _, job in prepared]), strict=True
             )
-        except Exception:  # one of them; below each speaks for itself
+        except Exception:  # of one of them; below, each is ranked alone
             _LOG.debug("a shared pass failed", exc_info=True)
     for j, job in prepared:
         if j not in found:
@@ -503,9 +506,10 @@ def _ranked(jobs: list[Job]) -> list[_Result | Exception]:
 def _judged(
     jobs: Sequence[Job], rankings: Sequence[fr.Ranking]
 ) -> Sequence[dict[str, FloatArray] | None]:
-    """Log-propensities of jobs' rankings under the policies of `also`, by name; None: none wanted.
+    """Log-propensities of the rankings under the policies of `also`, by name; None if there are
+    none.
 
-    In one pass, if they can be joined. Without those that a job's rules do not fit.
+    Uses one pass if the jobs can share it. Leaves out policies that a job's rules do not fit.
     """
     if not any(job.also for job in jobs):
         return [None] * len(jobs)
@@ -547,7 +551,7 @@ def _judged_together(
         bias=first.bias,
         **said,
     )
-    np.minimum(found, 0.0, out=found)  # a rounding above it
+    np.minimum(found, 0.0, out=found)  # rounding may exceed 0
     return [
         {name: found[p, i, : len(ranking.item_ids)] for p, name in enumerate(names)}
         for i, ranking in enumerate(rankings)
@@ -555,7 +559,7 @@ def _judged_together(
 
 
 def _together(jobs: list[Job]) -> fr.RankingBatch:
-    """In one pass."""
+    """Rank all jobs in one pass."""
     return jobs[0].catalog.rank_batch(
         np.stack([job.query for job in jobs]),
         jobs[0].k,

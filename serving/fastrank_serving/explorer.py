@@ -1,8 +1,8 @@
-"""The explorer: a page that shows what every inference type makes of a user.
+"""The explorer: a page that shows the rankings of every inference type for a user.
 
-The page asks /invocations for rankings, as any client does, and always chooses the seed itself:
-the log says so of such rows, and evaluations leave them out. What the page needs beyond that, it
-asks here: which users there are, and the titles of items.
+The page gets rankings from /invocations, as any client does, and always chooses the seed: the log
+marks such rows, and evaluations leave them out. This module serves what else the page needs: which
+users there are, and the titles of items.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from fastrank_serving.service import Loaded, Service
 
 __all__ = ["MAX_TITLES", "MAX_USERS", "routes"]
 
-MAX_USERS = 100  # suggested at once
-MAX_TITLES = 100  # looked up at once
+MAX_USERS = 100  # in one list of suggestions
+MAX_TITLES = 100  # in one request
 
 _USERS = 20
 _STATIC = Path(__file__).with_name("static")
@@ -41,8 +41,8 @@ _FILES = {
     "/explorer/explorer.js": ("explorer.js", "text/javascript"),
     "/explorer/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-# Titles and ids are whatever the catalog's maker wrote: nothing of them can become code, and the
-# page talks to nobody but this server.
+# The maker of the catalog chose its titles and ids freely: none of them can become code, and the
+# page talks only to this server.
 _POLICY = "; ".join(
     [
         *("default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'"),
@@ -62,13 +62,13 @@ Refuse = Callable[[ProblemError], Response]
 
 
 def routes(service: Service, refused: Refuse) -> list[Route]:
-    """Of the page and what it asks for; none if the explorer is off.
+    """Routes of the page and of its requests; none if the explorer is off.
 
     Parameters
     ----------
     service : Service
     refused : callable
-        Makes the answer that carries a problem.
+        Makes the answer for a problem.
     """
     if not service.settings.explorer:
         return []
@@ -122,7 +122,7 @@ def routes(service: Service, refused: Refuse) -> list[Route]:
             raise out_of_range("prefix", f"{len(prefix)} characters", f"at most {MAX_LENGTH}")
         limit = _limit(request.query_params.get("limit", str(_USERS)))
         model = service.loaded.model
-        # One more than asked for says whether there are more.
+        # One more than requested shows whether there are more.
         found = [] if model is None else model.users_starting_with(prefix, limit + 1)
         names = [str(user) for user in found[:limit]]
         return {"users": [name for name in names if _utf8(name)], "more": len(found) > limit}
@@ -152,7 +152,7 @@ def _static(path: str, name: str, media_type: str) -> Route:
 
 
 def _titles(loaded: Loaded, ids: list[str]) -> list[str]:
-    """Of items by their ids as text; '' where there is no such item, or it has none."""
+    """Titles of items, given their ids as text; '' if there is no such item, or no title."""
     if loaded.model is None:
         return [""] * len(ids)
     known = {text: id_from_text(text, loaded.catalog.item_ids) for text in ids}
@@ -162,7 +162,7 @@ def _titles(loaded: Loaded, ids: list[str]) -> list[str]:
 
 
 def _utf8(text: str) -> bool:
-    """Whether a text can be sent, and asked for."""
+    """Whether a text can be encoded, and so requested."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -177,7 +177,7 @@ def _check_names(request: HttpRequest, names: tuple[str, ...], repeated: bool = 
             raise ProblemError(
                 400,
                 "unknown_field",
-                f"{name[:MAX_TEXT]}: not a parameter of this address",
+                f"{name[:MAX_TEXT]}: this address has no such parameter",
                 field=name[:MAX_TEXT],
                 allowed=list(names),
             )

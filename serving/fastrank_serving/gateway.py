@@ -1,13 +1,13 @@
-"""API Gateway and SageMaker on this machine, for tests and load tests: the template that is
-deployed, rendered in front of a container.
+"""API Gateway and SageMaker on this machine, for tests and load tests: renders the deployed
+template in front of a container.
 
     python -m fastrank_serving.gateway --target http://127.0.0.1:8080 --port 9000
 
 It reads the template.yaml beside it, renders its mapping templates with airspeed, posts to the
-target's /invocations, and wraps what is not a success as SageMaker does: ModelError, status 424,
-with OriginalStatusCode and OriginalMessage. With --capture it writes what Data Capture would store.
-What it does not imitate: authorization, throttling, caches. It serves a connection with a thread
-and is no production server.
+target's /invocations, and wraps errors as SageMaker does: ModelError, status 424, with
+OriginalStatusCode and OriginalMessage. With --capture it writes what Data Capture would store. It
+does not imitate authorization, throttling or caches. It uses one thread per connection and is not a
+production server.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TEMPLATE = Path(__file__).with_name("template.yaml")
 Parameters: TypeAlias = dict[str, dict[str, str]]  # "path", "querystring" and "header"
 
 _JSON = "application/json"
-_IDLE = 64  # connections to the target that are kept
+_IDLE = 64  # idle connections to the target that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-# ---- What templates see ---------------------------------------------------------------------
+# ---- What templates can use ------------------------------------------------------------------
 
 
 class _Util:
-    """API Gateway's ``$util``; Java's encoder leaves the asterisk and not the tilde."""
+    """API Gateway's ``$util``; Java's encoder keeps the asterisk and escapes the tilde."""
 
     def urlEncode(self, text: str) -> str:  # noqa: N802  # the name in templates
         return quote_plus(text, safe="*").replace("~", "%7E")
@@ -79,7 +79,7 @@ class _Util:
 
 
 class _Input:
-    """API Gateway's ``$input``; paths are those of members alone, as ``$.a.b``."""
+    """API Gateway's ``$input``; supports paths of members only, such as ``$.a.b``."""
 
     def __init__(self, body: str, parameters: Parameters) -> None:
         self.body = body
@@ -119,7 +119,7 @@ class _Context(dict[str, Any]):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with CloudFormation's short tags, which stay what they are."""
+    """YAML with CloudFormation's short tags, which are kept as they are."""
 
 
 _Loader.add_multi_constructor(
@@ -133,7 +133,7 @@ _Loader.add_multi_constructor(
 
 
 class Integration:
-    """One method of the API, and what it does.
+    """One method of the API, with its integration.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class Integration:
         ]
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The values of the path's parameters as they came; None for another path."""
+        """The values of the path's parameters, undecoded; None for another path."""
         found = self._path.fullmatch(path)
         return None if found is None else dict(zip(self._names, found.groups(), strict=True))
 
@@ -177,7 +177,7 @@ class Integration:
         return body.encode(), headers
 
     def response(self, status: int, body: bytes, parameters: Parameters, request_id: str) -> Reply:
-        """What API Gateway makes of SageMaker's answer."""
+        """API Gateway's answer for an answer of SageMaker."""
         chosen = None
         for name, response, template in self._responses:
             if name == "default":
@@ -201,12 +201,12 @@ class Integration:
 
 
 def integrations(template: Path = TEMPLATE) -> list[Integration]:
-    """Those of all APIs of a SAM template.
+    """The integrations of all APIs of a SAM template.
 
     Raises
     ------
     OSError, ValueError
-        If there is no such file, or no API in it that can be imitated.
+        If there is no such file, or it has no API that can be imitated.
     """
     with naming(template, "SAM template"):
         document = yaml.load(template.read_text(), _Loader)
@@ -257,12 +257,13 @@ class Gateway:
     template : Path
         A SAM template.
     decode_path : bool
-        Whether templates get the path's parameters decoded. API Gateway has been seen to hand them
-        on as they came, and its guide does not say, so the template has to be right both ways.
+        Whether templates get the path's parameters decoded. API Gateway has been observed to pass
+        them on undecoded, and its guide does not say, so the template has to be right in both
+        cases.
     timeout : float
-        Seconds for the container.
+        Seconds to wait for the container.
     capture : Path, optional
-        JSON Lines of Data Capture are appended to it, a line for each answer of the container.
+        A file that receives JSON Lines of Data Capture, one line per answer of the container.
     """
 
     def __init__(
@@ -285,13 +286,13 @@ class Gateway:
         self._capture = None if capture is None else capture.open("ab", buffering=0)
 
     def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Reply:
-        """What a client gets for a request.
+        """Answer a request as the API would.
 
         Parameters
         ----------
         method : str
         target : str
-            Path and query, as they stand in the request.
+            Path and query, as in the request.
         headers : mapping
         """
         path, _, query = target.partition("?")
@@ -299,13 +300,13 @@ class Gateway:
             values = integration.match(path)
             if values is not None and integration.method == method:
                 break
-        else:  # what API Gateway says to any path that it does not know
+        else:  # API Gateway's answer for an unknown path
             return _plain(403, "Missing Authentication Token")
         if self._decode_path:
             values = {name: unquote(value) for name, value in values.items()}
         parameters: Parameters = {
             "path": values,
-            # Of a parameter given twice, maps hold the last.
+            # A map holds the last value of a repeated parameter.
             "querystring": dict(parse_qsl(query, keep_blank_values=True)),
             "header": dict(headers),
         }
@@ -322,7 +323,7 @@ class Gateway:
             status, got = 503, json.dumps({"Message": "no instance is there"}).encode()
         else:
             if self._capture is not None:
-                self._capture.write(_captured(body, got, request_id))  # one call: lines stay whole
+                self._capture.write(_captured(body, got, request_id))  # one call keeps lines whole
             if not 200 <= status < 300:
                 status, got = 424, _model_error(status, got)
         try:
@@ -355,7 +356,7 @@ class Gateway:
                 connection.close()
                 if fresh:
                     raise
-                # The target may close what is idle; the request_id makes trying again harmless.
+                # The target may close an idle connection; the request_id makes a retry harmless.
                 connection, fresh = self._connection(), True
             except BaseException:
                 connection.close()
@@ -446,7 +447,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A gateway that listens; a context manager, as its base is, and served by `serve_forever`."""
+    """A gateway that listens; a context manager like its base, served by `serve_forever`."""
 
     daemon_threads = True
     request_queue_size = 1024
@@ -481,7 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9000)
     parser.add_argument(
-        "--template", type=Path, default=TEMPLATE, help="by default the one that comes along"
+        "--template", type=Path, default=TEMPLATE, help="by default the bundled template"
     )
     parser.add_argument("--decode-path", action="store_true", help="before templates see it")
     parser.add_argument("--capture", type=Path, help="write Data Capture's JSON Lines here")

@@ -1,4 +1,4 @@
-"""Sockets that a server listens on: TCP for everybody, and a Unix socket for those who run it."""
+"""Sockets that a server listens on: TCP for everyone, and a Unix socket for operators."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 __all__ = ["BACKLOG", "admin_socket", "tcp_socket"]
 
 BACKLOG = 2048
-_ANSWER = 2.0  # seconds for another server to say that it lives, or to end what it does
+_ANSWER = 2.0  # seconds for another server to answer, or to finish
 
 
 def tcp_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens; an OSError that names the address where that fails."""
+    """Open a socket that listens; an OSError names the address if that fails."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,9 +32,9 @@ def tcp_socket(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def admin_socket(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket that only its owner may connect to, removed at the end.
+    """Open a Unix socket that only its owner may connect to, and remove it at the end.
 
-    What a dead server left at the path is replaced.
+    A socket that a dead server left at the path is replaced.
 
     Raises
     ------
@@ -44,10 +44,10 @@ def admin_socket(path: Path) -> Iterator[socket.socket]:
     """
     listening = socket.socket(socket.AF_UNIX)
     try:
-        with _locked(path.parent):  # two that start take turns
+        with _locked(path.parent):  # two servers that start take turns
             _remove_dead(path)
             listening.bind(os.fspath(path))
-            path.chmod(0o600)  # nobody gets in before it listens
+            path.chmod(0o600)  # no one can connect before it listens
             listening.listen(BACKLOG)
             own = path.lstat()
     except OSError as error:
@@ -63,10 +63,10 @@ def admin_socket(path: Path) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: Path) -> None:
-    """Remove a socket on which nobody listens."""
+    """Remove a socket that no process listens on."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError("there is a file that is no socket")
+            raise OSError("there is a file that is not a socket")
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(_ANSWER)
             try:
@@ -74,14 +74,14 @@ def _remove_dead(path: Path) -> None:
             except ConnectionRefusedError:
                 path.unlink()
                 return
-            except (TimeoutError, BlockingIOError):  # too many ask it
+            except (TimeoutError, BlockingIOError):  # it listens, but its queue is full
                 pass
         raise OSError("a server listens there")
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Alone among those who make or remove sockets in a folder."""
+    """Hold a lock against other processes that make or remove sockets in a folder."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     end = time.monotonic() + _ANSWER
     try:

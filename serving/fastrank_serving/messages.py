@@ -1,9 +1,9 @@
-"""What a server makes of the wire (`fastrank.wire`): the policy that a request names, the answer
-that carries a ranking, the errors of HTTP.
+"""The server's side of the wire format (`fastrank.wire`): the policy that a request names, the
+answer that carries a ranking, the errors of HTTP.
 
-An answer is the log row of its ranking, without the rewards: on SageMaker, where the disk does not
-outlive the container, Data Capture carries it away and `fastrank.eventlog.from_data_capture` reads
-it.
+An answer is the log row of its ranking, without the rewards. On SageMaker, where the disk does not
+outlive the container, Data Capture stores the answers, and `fastrank.eventlog.from_data_capture`
+reads them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ __all__ = [
     "traceparent_of",
 ]
 
-LATE = "fastrank.late"  # in a scope: the body did not come in time, and is not whole
+LATE = "fastrank.late"  # key in a scope: the body did not arrive in time, and is incomplete
 _RANGES = {
     name: f"{each.low} to {each.high}" if each.is_integer else f"{each.low:g} to {each.high:g}"
     for name, each in PARAMETERS.items()
@@ -79,15 +79,15 @@ class ProblemError(Exception):
     Attributes
     ----------
     status : int
-        Of the HTTP answer.
+        Status of the HTTP answer.
     code : str
         For programs.
     message : str
         For people; names the field and the value.
     field, value, allowed
-        What is wrong, and what would be right, if that can be said.
+        What is wrong, and what would be right, if known.
     retry_after : int or None
-        Seconds; also in the body, because API Gateway hands on no header of a model's error.
+        Seconds; also in the body, because API Gateway passes on no header of a model's error.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class ProblemError(Exception):
 
 
 def out_of_range(name: str, value: int | str, allowed: str) -> ProblemError:
-    """A 422 for a value of the right type."""
+    """A 422 for a value of the right type that is out of range."""
     return _unprocessable("out_of_range", name, value, f"expected {allowed}, got", allowed)
 
 
 def invalid_value(name: str, value: int | str, allowed: str) -> ProblemError:
-    """A 422 for a value of another form."""
+    """A 422 for a value of the wrong form."""
     return _unprocessable("invalid_value", name, value, f"expected {allowed}; got", allowed)
 
 
@@ -129,7 +129,7 @@ def _unprocessable(
 
 
 def field_of(text: str) -> str:
-    """The field that the words of a ValueError begin with.
+    """The field that the message of a ValueError begins with.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def field_of(text: str) -> str:
 
 
 def error_body(problem: ProblemError, request_id: str | None) -> bytes:
-    """The JSON of an error."""
+    """The JSON body of an error."""
     return msgspec.json.encode(
         {
             "error": {
@@ -166,7 +166,7 @@ def error_body(problem: ProblemError, request_id: str | None) -> bytes:
 
 
 def parse(body: bytes, max_ids: int | None = None) -> Request:
-    """The request of a JSON body, as `fastrank.wire.read` reads it, checked.
+    """Parse a JSON body with `fastrank.wire.read`, and check it.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def parse(body: bytes, max_ids: int | None = None) -> Request:
 
 
 def parse_parameters(parameters: Mapping[str, str]) -> Request:
-    """The request of URL parameters, decoded already; '' counts as absent. Otherwise as `parse`."""
+    """Parse decoded URL parameters; '' counts as absent. Otherwise like `parse`."""
     try:
         return checked(read_parameters(parameters))
     except RequestError as error:
@@ -188,12 +188,12 @@ def parse_parameters(parameters: Mapping[str, str]) -> Request:
 
 
 def refuse_repeated(parameters: Sequence[tuple[str, str]]) -> None:
-    """A ProblemError for URL parameters of one name."""
+    """Raise ProblemError if a URL parameter is repeated."""
     seen: set[str] = set()
     for name, _ in parameters:
         if name in seen:
             shortened = name[:MAX_TEXT]
-            words = f"{shortened}: given more than once; a list stands in one, with commas"
+            words = f"{shortened}: given more than once; separate the values of a list by commas"
             raise ProblemError(400, "duplicate_field", words, field=shortened)
         seen.add(name)
 
@@ -214,7 +214,7 @@ def _problem(error: RequestError) -> ProblemError:
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Which request it is, what its caller calls it, and of which trace."""
+    """The request's id, the caller's own id for it, and its trace."""
 
     request_id: str
     request_id_source: RequestIdSource
@@ -229,9 +229,9 @@ def origin_of(
     *,
     has_gateway: bool = False,
 ) -> Origin:
-    """By the request's own id, which a gateway may have drawn, or else one that is drawn.
+    """The origin, by the request's own id, which a gateway may have drawn, or else by a new id.
 
-    An inference id is a label: callers may give one to all requests of a session.
+    An inference id is only a label: callers may use one for all requests of a session.
     """
     if request.request_id is not None:
         of_gateway = has_gateway and isinstance(request, GatewayRequest)
@@ -240,16 +240,16 @@ def origin_of(
     return Origin(new_request_id(), "server", inference_id, traceparent)
 
 
-# version-traceid-parentid-flags; ids of zeros and version ff are none.
+# version-traceid-parentid-flags; ids of zeros and version ff are invalid.
 _TRACEPARENT = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
 
 
 def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The trace of a request as W3C Trace Context writes it; None for none, or an invalid one.
+    """The trace of a request in W3C Trace Context; None if there is none, or it is invalid.
 
-    Versions after 00 may have more after the flags, which is left out.
+    Versions after 00 may have more after the flags, which is dropped.
 
     Examples
     --------
@@ -271,14 +271,14 @@ def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 
 def names_policy(request: Request) -> bool:
-    """Whether a request says itself what it is to be ranked by, or a part of it."""
+    """Whether a request states a policy, or a part of one."""
     if request.inference_type is not None:
         return True
     return any(getattr(request, parameter) is not None for parameter in PARAMETERS)
 
 
 def policy_of(request: Request, default: fr.Policy, *usual: fr.Policy | None) -> fr.Policy:
-    """The policy that a request names; the server's own, with other parameters, if it names none.
+    """The policy of a request; if it names none, the server's own, with the request's parameters.
 
     Parameters
     ----------
@@ -286,19 +286,19 @@ def policy_of(request: Request, default: fr.Policy, *usual: fr.Policy | None) ->
     default : Policy
         The server's own.
     *usual : Policy or None
-        The model's, say: parameters that neither the request nor the server's policy has are those
-        of the first of these that has them.
+        Such as the model's: parameters that neither the request nor the server's policy has come
+        from the first of these that has them.
 
     Raises
     ------
     ProblemError
-        For an unknown name, or parameters that it does not take.
+        For an unknown name, or for parameters that the policy does not take.
     """
     asked = tuple([getattr(request, parameter) for parameter in PARAMETERS])
     return _policy(request.inference_type, asked, default, *usual)
 
 
-@lru_cache(maxsize=1024)  # 2 us; errors are not kept
+@lru_cache(maxsize=1024)  # 2 us; errors are not cached
 def _policy(
     name: str | None,
     values: tuple[float | None, ...],
@@ -354,7 +354,7 @@ def _policy(
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What an answer says besides its ranking."""
+    """What an answer states besides its ranking."""
 
     origin: Origin
     user_id: str | None
@@ -365,7 +365,7 @@ class Served(msgspec.Struct, frozen=True):
     user_temperature: float | None
     query: list[float] | msgspec.UnsetType = msgspec.UNSET
     rules_name: str | None = None
-    has_rules: bool = False  # named or said
+    has_rules: bool = False  # by name or in the request
     experiment: str | None = None
     arm: str | None = None
     revision: str | None = None
@@ -408,7 +408,7 @@ def answer_of(
         is_fallback=served.is_fallback,
         query=served.query,
     )
-    if also is not None:  # JSON has no infinity, and msgspec writes null
+    if also is not None:  # JSON has no infinity; msgspec writes null
         answer.evaluation_log_propensities = {name: v.tolist() for name, v in also.items()}
     found = ranking.candidates
     if found is not None:

@@ -1,4 +1,4 @@
-"""Counters for Prometheus, right with several workers too, and CloudWatch's lines on stdout."""
+"""Counters for Prometheus, correct with several workers, and CloudWatch's lines on stdout."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _SECONDS = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
 _FOLD = 64  # requests
-# Gauges by what they are called: those that count what a worker did, which stays done when it has
-# ended, and those of which all workers together have the largest, and not the sum.
+# Gauges by name: those that count work of a worker, which remains done after the worker has ended,
+# and those for which the value of all workers is the largest, not the sum.
 _KEPT = {
     *("fastrank_log_rows_written", "fastrank_log_rows_dropped", "fastrank_log_files_uploaded"),
     *("fastrank_log_upload_failures", "fastrank_log_upload_rows_lost"),
@@ -55,7 +55,7 @@ _PROCESSES = "fastrank_process_info"
 
 
 class _Family(NamedTuple):
-    """Of a worker's numbers those of one name; each sample has a name, labels, and a value."""
+    """A worker's numbers of one name; each sample has a name, labels, and a value."""
 
     name: str
     documentation: str
@@ -69,12 +69,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Metrics:
-    """Of one worker; `page` adds up those of all, who may be a tenth of a second behind.
+    """Metrics of one worker; `page` adds up all workers, up to a tenth of a second late.
 
     Parameters
     ----------
     board : Board, optional
-        That it shares with others; it goes on from what the worker counted that had its seat.
+        Shared with others; the counts continue those of the worker that had this seat before.
     seat : int
     """
 
@@ -105,8 +105,8 @@ class Metrics:
         )
         self._tables = Gauge(
             "fastrank_tables_made",
-            "Tables made for rankings that found none, of the model that serves: beside rankings"
-            " made by tables, the misses.",
+            "Tables made for rankings that found none, for the model that serves: the misses of"
+            " rankings made by tables.",
             registry=registry,
         )
         self._table_bytes = Gauge(
@@ -116,7 +116,7 @@ class Metrics:
         )
         self._seeds = Counter(
             "fastrank_seeds",
-            "Rankings, by who chose the seed: no evaluation takes those of a caller.",
+            "Rankings, by who chose the seed: evaluations leave out those of a caller.",
             ["source"],
             registry=registry,
         )
@@ -127,17 +127,19 @@ class Metrics:
         )
         self._repeated = Counter(
             "fastrank_repeated_requests",
-            "Requests answered by the first answer to their id.",
+            "Requests answered with the first answer to their id.",
             registry=registry,
         )
         self._not_logged = Counter(
-            "fastrank_log_rows_refused", "Rows that the log did not take.", registry=registry
+            "fastrank_log_rows_refused", "Rows that the log refused.", registry=registry
         )
         self._reloads = Counter(
             "fastrank_reloads", "Models loaded, by outcome.", ["outcome"], registry=registry
         )
         for outcome in ("loaded", "failed"):
-            self._reloads.labels(outcome)  # of what begins at 1 no rate sees the first
+            self._reloads.labels(
+                outcome
+            )  # rates miss a counter that starts at 1
         self._arms = Counter(
             "fastrank_arm_requests",
             "Rankings by the arm of an experiment.",
@@ -152,7 +154,7 @@ class Metrics:
         )
         self._control = Counter(
             "fastrank_control_looks",
-            "Looks at the control file: taken, same, refused (it is wrong) or unreachable.",
+            "Reads of the control file: taken, same, refused (it is wrong) or unreachable.",
             ["outcome"],
             registry=registry,
         )
@@ -163,7 +165,7 @@ class Metrics:
         )
         self._queue_limit = Gauge(
             "fastrank_queue_limit",
-            "So many requests may be served or wait: the next one gets a 429.",
+            "Most requests that may be served or wait: further ones get a 429.",
             registry=registry,
         )
         name_process(registry, str(seat))
@@ -186,7 +188,7 @@ class Metrics:
         )
         self._log_dropped = Gauge(
             "fastrank_log_rows_dropped",
-            "Rows that were lost: the disk refused them, or their file was removed as it grew.",
+            "Rows that were lost: the disk refused them, or their file was removed while it grew.",
             registry=registry,
         )
         self._new: list[tuple[str, float, Ranked, Served]] = []
@@ -197,18 +199,18 @@ class Metrics:
         self._has_news = True
 
     def queue_limit(self, most: int) -> None:
-        """So many requests may be served or wait here."""
+        """Set how many requests may be served or wait here."""
         self._has_news = True
         self._queue_limit.set(most)
 
     def served(self, inference_type: str, seconds: float, ranked: Ranked, said: Served) -> None:
-        """A request was answered; counted by the next `fold`, many at a time."""
+        """Note that a request was answered; the next `fold` counts it, together with others."""
         self._new.append((inference_type, seconds, ranked, said))
         if len(self._new) >= _FOLD:
             self.fold()
 
     def fold(self) -> None:
-        """Count what was answered since the last time."""
+        """Count the requests answered since the last call."""
         new, self._new = self._new, []
         if not new:
             return
@@ -233,18 +235,18 @@ class Metrics:
         self._tally["Requests"] += len(new)
 
     def refused(self, status: int) -> None:
-        """A request was answered by an error."""
+        """Count a request that was answered by an error."""
         self._has_news = True
         self._requests.labels("", str(status)).inc()
         self._tally["Errors"] += 1
 
     def repeated(self) -> None:
-        """A request was answered by the first answer to its id."""
+        """Count a request that was answered with the first answer to its id."""
         self._has_news = True
         self._repeated.inc()
 
     def not_logged(self) -> None:
-        """The log did not take a row."""
+        """Count a row that the log refused."""
         self._has_news = True
         self._not_logged.inc()
 
@@ -275,7 +277,7 @@ class Metrics:
         self._reloads.labels("failed").inc()
 
     def look(self, in_flight: int, catalog: Catalog | None, log: LogWriter | None) -> None:
-        """Take in the state that other parts of the server know."""
+        """Read the state that other parts of the server know."""
         tables, size = (catalog.tables_made, catalog.table_bytes) if catalog is not None else (0, 0)
         written, dropped = (log.rows_written, log.rows_dropped) if log is not None else (0, 0)
         looked = in_flight, tables, size, written, dropped
@@ -290,14 +292,14 @@ class Metrics:
         self._log_dropped.set(dropped)
 
     def share(self) -> None:
-        """Let the other workers know what is new."""
+        """Share new counts with the other workers."""
         if self._board is None or not self._has_news:
             return
         self._has_news = False
         self._board.write(self._seat, note_of(self._registry, self._before))
 
     def page(self) -> bytes:
-        """In Prometheus's format."""
+        """The metrics in Prometheus's format."""
         self.fold()
         together = CollectorRegistry()
         PlatformCollector(together)
@@ -313,7 +315,7 @@ class Metrics:
         return generate_latest(together)
 
     def print_emf(self) -> None:
-        """CloudWatch's embedded metric format: what was counted since the last line."""
+        """Print a line in CloudWatch's embedded metric format: the counts since the last line."""
         self.fold()
         tally, self._tally = self._tally, Tally()
         slowest, self._slowest = self._slowest, 0.0
@@ -347,7 +349,7 @@ def _family(metric: Metric, labels: dict[str, str] | None = None) -> _Family:
 
 
 def _of_processes(families: Iterable[_Family]) -> Iterator[_Family]:
-    """What the system says of each process, as prometheus_client asks for it."""
+    """What the system reports about each process, as prometheus_client collects it."""
     names = {
         labels["process"]: labels["pid"]
         for family in families
@@ -363,7 +365,7 @@ def _of_processes(families: Iterable[_Family]) -> Iterator[_Family]:
 
 
 class _Seconds:
-    """A histogram, of which prometheus_client's own takes each value by itself, in 1 us."""
+    """A histogram; prometheus_client's own would take 1 us for each value."""
 
     def __init__(self) -> None:
         self._counts = {part: [0] * (len(_SECONDS) + 1) for part in ("total", "queue", "kernel")}
@@ -378,7 +380,7 @@ class _Seconds:
     def collect(self) -> Iterator[Metric]:
         found = HistogramMetricFamily(
             "fastrank_request_seconds",
-            "Of ranked requests: total, in the kernel, and in the queue of those that waited.",
+            "Of ranked requests: total, in the kernel, and in the queue for those that waited.",
             labels=["part"],
         )
         limits = [*map(str, _SECONDS), "+Inf"]
@@ -389,19 +391,19 @@ class _Seconds:
 
 
 def name_process(registry: CollectorRegistry, name: str) -> None:
-    """Have this process among those of which `process_...` is said, as `name`."""
-    words = "1 for each process of this server: what process_... calls it, and its number."
+    """Report this process among those of the `process_...` metrics, as `name`."""
+    words = "1 for each process of this server: its name in process_..., and its number."
     gauge = Gauge(_PROCESSES, words, ["process", "pid"], registry=registry)
     gauge.labels(name, str(os.getpid())).set(1)
 
 
 def kept_of(board: Board, seat: int) -> _Families:
-    """What earlier workers at this seat counted."""
+    """The counts of earlier workers at this seat."""
     return _families(board.read()[seat].kept)
 
 
 def note_of(registry: CollectorRegistry, before: _Families) -> Note:
-    """For the board: these numbers, and those before."""
+    """A note for the board: these counts, added to earlier ones."""
     kept: _Families = []
     live: _Families = []
     for metric in registry.collect():
@@ -417,13 +419,13 @@ def _families(content: bytes) -> _Families:
 def _added(families: Iterable[_Family]) -> Iterator[_Family]:
     """Each name once, with the sums of samples that have the same labels.
 
-    Prometheus's histograms are cumulative, as are their sums.
+    Prometheus's histograms are cumulative, and so are their sums.
     """
     found: dict[str, tuple[_Family, dict[tuple[str, tuple[tuple[str, str], ...]], float]]] = {}
     for family in families:
         _, values = found.setdefault(family.name, (family, {}))
         for name, labels, value in family.samples:
-            if name.endswith("_created"):  # when a worker began; the counter is older
+            if name.endswith("_created"):  # when a worker started; the counter is older
                 continue
             key = name, tuple(sorted(labels.items()))
             before = values.get(key, 0.0)
@@ -435,7 +437,7 @@ def _added(families: Iterable[_Family]) -> Iterator[_Family]:
 
 
 class _Together:
-    """What prometheus_client calls a collector."""
+    """A collector for prometheus_client."""
 
     def __init__(self, families: Iterable[_Family]) -> None:
         self._families = families

@@ -1,4 +1,4 @@
-"""The OpenAPI document: requests and answers, with this server's and its model's limits."""
+"""The OpenAPI document: requests and answers, with the limits of this server and its model."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from fastrank_serving.settings import MAX_M, Settings
 __all__ = ["document"]
 
 _ANNOTATIONS = ("default", "description")
-# In a URL, which is short; a body takes more.
+# In a URL, which has less room than a body.
 _MAX_SCORE, _MAX_PARAMS, _MAX_PARAM, _MAX_RULES = 1000, 8, 64, 4000
 _ERRORS = {
-    "400": "Not a request: not JSON, an unknown field, another type.",
-    "403": "What clients of this server may not choose: a field, or a policy.",
+    "400": "Not a valid request: not JSON, an unknown field, or a value of the wrong type.",
+    "403": "A field or a policy that clients of this server may not choose.",
     "404": "The model does not know the user.",
-    "405": "Not with this method.",
-    "408": "The body did not come in time.",
-    "409": "Another request came under this request_id.",
+    "405": "This address does not take this method.",
+    "408": "The body did not arrive in time.",
+    "409": "Another request has used this request_id.",
     "413": "The body is too large.",
-    "415": "Another content type.",
-    "422": "A value that cannot be.",
+    "415": "The content type is not supported.",
+    "422": "A value is out of range or invalid.",
     "429": "Too many requests: try again.",
-    "500": "Something went wrong here.",
+    "500": "An internal error.",
     "503": "Not ready, stopping, or too late: try again.",
 }
 
@@ -45,9 +45,10 @@ def document(
     *,
     has_arms: bool = False,
 ) -> dict[str, Any]:
-    """For these settings, and the catalog, policy and rules that are served, once they are.
+    """Build the document for these settings and, once a model serves, its catalog, policy and
+    rules.
 
-    `has_arms` is whether requests that name no policy are ranked by that of an arm.
+    With `has_arms`, requests that name no policy get the policy of an arm.
     """
     _, components = msgspec.json.schema_components(
         (Answer,), ref_template="#/components/schemas/{name}"
@@ -66,7 +67,7 @@ def document(
         components["QueryRequest"] = _request(fields, "query", "user_id")
         requests.append({"$ref": "#/components/schemas/QueryRequest"})
     components["Request"] = {
-        "description": "A ranking for a user that the model knows, or for a vector.",
+        "description": "Request a ranking for a user that the model knows, or for a vector.",
         "oneOf": requests,
     }
     components["Rules"] = _rules(catalog)
@@ -112,8 +113,8 @@ def document(
             "/invocations": {
                 "post": {
                     "operationId": "rank",
-                    "description": "A ranking. Of JSON Lines, a line out for each line in, in"
-                    " order: an Answer or an Error.",
+                    "description": "Rank items. For JSON Lines, the answer has one line per line of"
+                    " the request, in order: an Answer or an Error.",
                     "requestBody": {"required": True, "content": json_of("Request") | _lines()},
                     "responses": answered | {"200": _with_lines(answered["200"])},
                 }
@@ -126,11 +127,11 @@ def document(
                 }
             },
             "/ping": _told("ping", "Ready.", {"503": "Not ready, or stopping."}),
-            "/livez": _told("live", "The process is there."),
+            "/livez": _told("live", "The process is running."),
             "/version": _told("version", "What is served.", {"503": "Not ready."}, _JSON_OBJECT),
             "/metrics": _told(
                 "metrics",
-                "Prometheus's text.",
+                "Metrics in Prometheus's text format.",
                 content={"text/plain": {"schema": {"type": "string"}}},
             ),
             "/execution-parameters": _told(
@@ -159,23 +160,23 @@ def _told(
 
 
 def _lines() -> dict[str, Any]:
-    schema = {"type": "string", "description": "A Request as JSON in each line."}
+    schema = {"type": "string", "description": "One Request as JSON per line."}
     return {LINES[0]: {"schema": schema}}
 
 
 def _with_lines(response: dict[str, Any]) -> dict[str, Any]:
-    schema = {"type": "string", "description": "An Answer or an Error as JSON in each line."}
+    schema = {"type": "string", "description": "One Answer or Error as JSON per line."}
     return response | {"content": response["content"] | {LINES[0]: {"schema": schema}}}
 
 
 def _request(fields: Mapping[str, dict[str, Any]], named: str, other: str) -> dict[str, Any]:
-    """A body's schema by one of the two ways to say whom it is for."""
+    """Schema of a body, by one of the two ways to say whom the ranking is for."""
     properties = {name: _as_json(schema) for name, schema in fields.items()}
     properties[named] = {key: value for key, value in fields[named].items() if key != "default"}
     properties[other] = {"type": "null"}
     return {
         "type": "object",
-        "description": "null is the same as absent.",
+        "description": "null means the same as an absent field.",
         "required": [named],
         "properties": properties,
         "additionalProperties": False,
@@ -211,7 +212,8 @@ def _fields(
             "type": "integer",
             "minimum": 0,
             "maximum": 2**64 - 1,
-            "description": "For tests: who picks the seed picks the ranking. Drawn otherwise.",
+            "description": "For tests: whoever picks the seed picks the ranking. By default the"
+            " server draws it.",
         },
         "request_id": text,
         "score": {
@@ -231,8 +233,8 @@ def _fields(
         "after": ids
         | {
             "uniqueItems": True,
-            "description": "Items of the pages before, the first place first: they are not shown"
-            " again, and rules know of them.",
+            "description": "Items of the previous pages, first place first. They are not shown"
+            " again, and the rules take them into account.",
         },
     }
 
@@ -243,25 +245,25 @@ def _item(catalog: fr.Catalog | None) -> dict[str, Any]:
 
 
 def _score_words(clients: Clients) -> str:
-    """What is said of the field."""
+    """The description of the field `score`."""
     own = "an expression, or " if clients.may_say("score") else ""
     name = "the name of one of the server's score functions"
-    return f"What makes scores of dot products: {own}{name}."
+    return f"How to score items: {own}{name}."
 
 
 def _rules_words(clients: Clients, rules: Mapping[str, Named]) -> str:
-    """What is said of the field."""
+    """The description of the field `rules`."""
     own = " or an object" if clients.may_say("rules") else ""
     named = [
         name + (f" (with the params {', '.join(each.params)})" if each.params else "")
         for name, each in rules.items()
     ]
     have = ", ".join(named) or "none"
-    return f"What may stand where: the name of rules of the server ({have}){own}."
+    return f"Which items may stand where: the name of rules of the server ({have}){own}."
 
 
 def _rules(catalog: fr.Catalog | None) -> dict[str, Any]:
-    """Of those that a request says itself."""
+    """Schema of the rules that a request may state."""
     text = {"type": "string", "minLength": 1, "maxLength": MAX_SCORE}
     count = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
     of_places = {"pattern": "^([1-9][0-9]{0,5}|1000000)$"}
@@ -279,7 +281,7 @@ def _rules(catalog: fr.Catalog | None) -> dict[str, Any]:
     decay = {"type": "number", "minimum": 1e-6, "exclusiveMaximum": 1.0}
     return {
         "type": "object",
-        "description": f"As `fastrank.Rules`, of at most {MAX_RULES} bytes.",
+        "description": f"As in `fastrank.Rules`; at most {MAX_RULES} bytes.",
         "properties": {
             "where": text | {"type": ["string", "null"]},
             "cap": entries(of_columns, count),
@@ -313,7 +315,7 @@ def _params(most: int, longest: int) -> dict[str, Any]:
 
 
 _BY_ARM = (
-    "By default that of the user's arm; requests that name one, or a parameter, are of no arm."
+    "By default the policy of the user's arm; a request that names one, or a parameter, has no arm."
 )
 
 
@@ -325,9 +327,9 @@ def _default_policy(policy: fr.Policy | None) -> str:
 
 
 def _names_words(clients: Clients, policy: fr.Policy | None) -> str:
-    """What each policy does, by the names that it is taken by."""
+    """The description of each policy, by the names that requests use."""
     words = words_of_names(clients.inference_types(policy))
-    return f"Answers and logs write the name in brackets, where there is one. {words}."
+    return f"Answers and logs contain the name in brackets, if there is one. {words}."
 
 
 def _default_score(catalog: fr.Catalog | None) -> str:
@@ -341,19 +343,19 @@ def _number(low: float, high: float) -> dict[str, Any]:
 
 
 def _parameter(name: str) -> dict[str, Any]:
-    """Of a policy's parameter, and which policies take it."""
+    """Schema of a policy's parameter, with the policies that take it."""
     takers = [short_name(each) for each in fr.INFERENCE_TYPES if name in parameters_of(each)]
     row = PARAMETERS[name]
     return {
         "type": "integer" if row.is_integer else "number",
         "minimum": row.low,
         "maximum": min(row.high, MAX_M) if name == "m" else row.high,
-        "description": f"{row.meaning}. Of {', '.join(takers)}; others refuse it.",
+        "description": f"{row.meaning}. Taken by {', '.join(takers)}; refused by others.",
     }
 
 
 def _as_json(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a member of a body: a number may come as text, and what is not wanted as null."""
+    """Schema of a member of a body: a number may come as text, and an unused member as null."""
     own = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
     choices = own.get("anyOf", [own])[:]
     if schema.get("type") in ("integer", "number"):
@@ -375,7 +377,7 @@ def _error() -> dict[str, Any]:
                     "code": {"type": "string", "description": "For programs."},
                     "field": {"type": ["string", "null"]},
                     "value": {"description": "What was sent, shortened."},
-                    "allowed": {"description": "What would be right."},
+                    "allowed": {"description": "What is allowed."},
                     "message": {"type": "string", "description": "For people."},
                     "request_id": {"type": ["string", "null"]},
                     "retry_after_s": {"type": ["integer", "null"]},

@@ -1,7 +1,7 @@
-"""Requests of every kind, made before a model serves: the last part of its self-test.
+"""Requests of every kind, sent before a model serves: the last part of its self-test.
 
-The first request of a kind makes Python import modules and read files. Otherwise that would happen
-while clients wait, and fail for as long as the process can open no more files.
+The first request of a kind makes Python import modules and read files. Without a rehearsal that
+would happen while clients wait, and fail if the process cannot open more files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PATHS = (
     *("/ping", "/livez", "/metrics", "/version", "/openapi.json", "/execution-parameters"),
     *("/", "/explorer/about", "/explorer/users", "/nothing"),
 )
-_FAILED = 500  # the least status of an answer that says that something is wrong here
+_FAILED = 500  # least status that reports an internal error
 
 
 class _Asked(NamedTuple):
@@ -41,9 +41,9 @@ class _Asked(NamedTuple):
 
 
 async def rehearse(app: ASGIApp, loaded: Loaded, settings: Settings) -> None:
-    """Send an app of its own all kinds of requests that a server of this model gets.
+    """Send a separate app every kind of request that a server of this model may get.
 
-    A request costs some 0.5 ms, whatever the size of the catalog; one under rules, a few passes.
+    A request costs about 0.5 ms, for a catalog of any size; one under rules costs a few passes.
 
     Raises
     ------
@@ -51,7 +51,7 @@ async def rehearse(app: ASGIApp, loaded: Loaded, settings: Settings) -> None:
         If a request is answered by a status of 500 or more, or not at all; the message names it.
     """
     for asked in _requests(loaded, settings):
-        await asyncio.sleep(0)  # others are served meanwhile
+        await asyncio.sleep(0)  # lets other requests be served
         try:
             status, body = await _ask(app, asked)
         except Exception as error:
@@ -66,13 +66,13 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
     users = [*filter(_can_be_sent, ids), "nobody"]
     item = str(loaded.catalog.item_ids[0])
     query = np.zeros(loaded.catalog.dim).tolist()
-    # A table would be made, and kept.
+    # Another policy would make a table, and keep it.
     types = [name for name in fr.INFERENCE_TYPES if fr.policy(name).sampler not in TABLED]
     functions = [path.rpartition(":")[2] for path in settings.score_functions]
-    one: dict[str, Any] = {"k": 1, "seed": 1}  # nothing that is drawn decides whether it serves
+    one: dict[str, Any] = {"k": 1, "seed": 1}  # a fixed seed: the test must not depend on chance
     own: dict[str, Any] = {"query": query, "k": 2, "seed": 1}
     if _can_be_sent(item):
-        one["allow"] = [item]  # the cheapest of all rankings
+        one["allow"] = [item]  # the cheapest ranking
         own |= {"rules": {"pin": {"2": item}, "on_empty": "relax"}}
     bodies: list[dict[str, Any]] = [
         *({"user_id": user, "inference_type": "uniform", **one} for user in users),
@@ -109,7 +109,7 @@ def _requests(loaded: Loaded, settings: Settings) -> Iterator[_Asked]:
 
 
 def _under(name: str, loaded: Loaded, settings: Settings) -> dict[str, Any]:
-    """What a request says of the server's rules of a name, and for how many places."""
+    """A request under the server's rules of that name, with enough places."""
     k = places_of(loaded.rules[name].rules, len(loaded.catalog))
     return {"rules": name, "k": min(k, settings.max_k)}
 

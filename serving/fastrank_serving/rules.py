@@ -1,4 +1,4 @@
-"""Rules that a server has by name, and those that a request says itself."""
+"""Rules that a server has by name, and rules that a request states."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from fastrank_serving.messages import ProblemError, field_of, invalid_value
 
 __all__ = ["MAX_BYTES", "Named", "bytes_of", "fitted", "made", "places_of", "work_of"]
 
-_AGREE = 1e-5  # log-propensities of the self-test
-_MOST_PLACES = 1000  # of the self-test
-# Of masks and sums that a request's own rules may take: as many as a catalog keeps.
+_AGREE = 1e-5  # tolerance for log-propensities in the self-test
+_MOST_PLACES = 1000  # in the self-test
+# Limit on masks and sums of a request's own rules: as much as a catalog keeps.
 MAX_BYTES = 128 << 20
 
-# In multiply-adds (`fastrank_serving.engine`): a list that is walked; a place of it, and an item of
-# such a place, once more for each column or set; a character to parse; an item of a page before;
-# an item of a window.
+# In multiply-adds (`fastrank_serving.engine`): walking a list; a place of it, and an item of such a
+# place, once more for each column or set; parsing a character; an item of an earlier page; an item
+# of a window.
 _WALK, _PLACE, _ITEM = 12_000_000, 2_000_000, 40
 _CHARACTER, _SHOWN, _WINDOW = 25_000, 25_000, 5_000
 
 
 class Named(NamedTuple):
-    """Rules that the server has.
+    """Rules of the server.
 
     Attributes
     ----------
     rules : Rules
     params : list of str
-        That a request under them must give.
+        Parameters that a request must give with them.
     """
 
     rules: fr.Rules
@@ -42,9 +42,9 @@ class Named(NamedTuple):
 
 
 def fitted(rules: fr.Rules, catalog: fr.Catalog, policy: fr.Policy) -> Named:
-    """Rules that fit a catalog: the propensities of a list under them are checked.
+    """Check rules against a catalog, including the propensities of a list under them.
 
-    Of what depends on parameters, which come with requests, only the form is checked.
+    If something depends on parameters, which come with requests, only its form is checked.
 
     Raises
     ------
@@ -64,13 +64,13 @@ def fitted(rules: fr.Rules, catalog: fr.Catalog, policy: fr.Policy) -> Named:
 
 
 def places_of(rules: fr.Rules, n_items: int) -> int:
-    """How many places show all that the rules say of places, or most of them."""
+    """How many places show everything, or most, of what the rules say about places."""
     last = max([0, *rules.pin, *rules.pin_where])
     return max(min(10, n_items), min(last, n_items, _MOST_PLACES), sum(rules.at_least.values()))
 
 
 def _without(rules: fr.Rules, names: frozenset[str]) -> fr.Rules:
-    """Without the expressions that have one of these names."""
+    """The rules without the expressions that use one of these names."""
     if not names:
         return rules
     content = rules.to_dict()
@@ -90,7 +90,7 @@ def _without(rules: fr.Rules, names: frozenset[str]) -> fr.Rules:
 
 
 def made(body: RulesBody, catalog: Scorer) -> fr.Rules:
-    """The rules that a request says; pinned ids as the catalog has them.
+    """Build the rules of a request, with pinned ids as the catalog has them.
 
     Raises
     ------
@@ -112,30 +112,31 @@ def made(body: RulesBody, catalog: Scorer) -> fr.Rules:
 
 
 def work_of(rules: fr.Rules | RulesBody | None, after: int, n: int, d: int, k: int) -> int:
-    """About what they add to a ranking's work, in multiply-adds; `after`: items shown before."""
+    """Estimate the work that rules add to a ranking, in multiply-adds; `after`: items shown
+    before."""
     if rules is None:
         return _SHOWN * after
     said = _Said.of(rules)
     work = said.characters * (n // 2 + (_CHARACTER if isinstance(rules, RulesBody) else 0))
     if not (said.parts or said.pins):
         return work + _SHOWN * after
-    # Where much is blocked, what is left is drawn again for a place.
+    # Where much is blocked, a place is drawn again from the rest.
     work += _WALK + k * (_PLACE * (1 + said.parts) + n * (d + _ITEM * (1 + said.parts)))
     work += _SHOWN * after * (1 + said.parts)
     return work + k * sum(_WINDOW * min(row, after + k) for row in said.rows)
 
 
 def bytes_of(rules: fr.Rules | RulesBody, n: int) -> int:
-    """About how much memory they take with a catalog of n items."""
+    """Estimate the memory that rules take with a catalog of n items."""
     return n * (_Said.of(rules).expressions + 24)
 
 
 class _Said(NamedTuple):
-    """What costs something."""
+    """The parts of rules that cost time or memory."""
 
     characters: int  # of expressions
     expressions: int
-    parts: int  # columns and sets by which places differ
+    parts: int  # columns and sets that make places differ
     pins: int
     rows: list[int]  # of windows
 

@@ -1,4 +1,4 @@
-"""A server's secret, and what is derived from it: servers with the same secret derive the same."""
+"""A server's secret, and what is derived from it; servers with the same secret derive the same."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Self
 __all__ = ["LEAST_BITS", "Secret", "is_secret"]
 
 LEAST_BITS = 128
-_NUMBER_BITS = 53  # as drawn seeds have
+_NUMBER_BITS = 53  # as in drawn seeds
 _MOST_BYTES = 4096
-_FEW = 6  # different characters, which what was drawn has
+_FEW = 6  # different characters; a drawn secret has more
 _DRAW = "`openssl rand -hex 32` draws one"
-# Bits of a character, by which a text is written.
+# Bits per character, by the alphabet of the text.
 _WRITTEN = {
     4: frozenset(string.hexdigits.encode()),
     6: frozenset((string.ascii_letters + string.digits + "+/-_=").encode()),
@@ -25,12 +25,12 @@ _WRITTEN = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """Nobody without it can foresee what is derived from it, and all who have it agree.
+    """A key for values that nobody without it can predict, and that all who have it agree on.
 
     Parameters
     ----------
     key : bytes
-        `read` and `of_text` take none of less than 128 bits.
+        At least 128 bits if made by `read` or `of_text`.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class Secret:
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Self:
-        """The secret that a file holds; white space around a text is no part of it.
+        """Read the secret from a file; white space around a text is ignored.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class Secret:
 
     @classmethod
     def of_text(cls, text: str) -> Self:
-        """The secret that a variable holds; a ValueError, which repeats nothing of it."""
+        """Read the secret from a variable's text; a ValueError repeats nothing of it."""
         return cls._checked(text.encode(errors="surrogateescape"))
 
     @classmethod
@@ -80,29 +80,29 @@ class Secret:
             )
         if len(set(key)) < _FEW:
             raise ValueError(
-                f"expected a secret that was drawn, got few different characters: {_DRAW}"
+                f"expected a drawn secret; got few different characters: {_DRAW}"
             )
         return cls(key)
 
     def digest(self, label: str, *parts: str | bytes) -> bytes:
-        """32 bytes: HMAC-SHA256 of a label and parts, each behind its length; O(length).
+        """32 bytes: HMAC-SHA256 of a label and parts, each preceded by its length; O(length).
 
-        By the lengths no two lists of parts are one message, and what is derived under one label
-        says nothing of what is derived under another.
+        Because of the lengths no two lists of parts give the same message, and values derived under
+        one label reveal nothing about those of another.
 
         Parameters
         ----------
         label : str
-            What it is for.
+            The purpose.
         *parts : str or bytes
-            Text as UTF-8. A length is 8 bytes, the lowest first.
+            Text is encoded as UTF-8. A length is 8 bytes, lowest byte first.
         """
         encoded = [each.encode() if isinstance(each, str) else each for each in (label, *parts)]
         message = b"".join([len(each).to_bytes(8, "little") + each for each in encoded])
         return hmac.digest(self.key, message, "sha256")
 
     def number(self, label: str, *parts: str | bytes) -> int:
-        """The low 53 bits of `digest`, whose first byte is the highest."""
+        """The low 53 bits of `digest`, read with the highest byte first."""
         return int.from_bytes(self.digest(label, *parts), "big") & ((1 << _NUMBER_BITS) - 1)
 
     @property
@@ -112,7 +112,7 @@ class Secret:
 
 
 def is_secret(text: str) -> bool:
-    """Whether a text could be one, and is no path in a directory that is there.
+    """Whether a text could be a secret, and is not a path in an existing directory.
 
     Examples
     --------
@@ -130,6 +130,6 @@ def is_secret(text: str) -> bool:
 
 
 def _bits(key: bytes) -> int:
-    """That it can have at the most, as it is written: 32 hexadecimal digits have 128."""
+    """Upper limit of its bits, by the form of the text: 32 hexadecimal digits have 128."""
     used = set(key)
     return len(key) * next((bits for bits, digits in _WRITTEN.items() if used <= digits), 8)

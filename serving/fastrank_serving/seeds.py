@@ -1,4 +1,4 @@
-"""The seed of a request: the caller's, derived from a secret and the request, or drawn."""
+"""The seed of a request: given by the caller, derived from a secret and the request, or drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seed_of(
     model_version: str,
     policy: fr.Policy,
 ) -> tuple[int, SeedSource]:
-    """A request's seed, and its source as the log has it; as `derived_seed`."""
+    """A request's seed, and its source as the log states it; arguments as in `derived_seed`."""
     if request.seed is not None:
         return request.seed, "caller"
     if secret is None:
@@ -44,29 +44,29 @@ def derived_seed(
     model_version: str,
     policy: fr.Policy,
 ) -> int:
-    """The seed that all servers with the secret have for a request: `Secret.number` of "seed" and
+    """The seed that all servers with the secret derive for a request: `Secret.number` of "seed" and
 
     1. ``user`` or ``query``,
-    2. the user's id, or the vector as float32, the lowest byte first,
+    2. the user's id, or the vector as float32, lowest byte first,
     3. the request's id,
     4. the model's version,
-    5. the policy in force, as `fastrank.policies.spec.written` has it,
+    5. the policy in force, as written by `fastrank.policies.spec.written`,
     6. k, in digits,
-    7. what else decides the list: `exclude`, `allow`, `after`, `score`, `params` and `rules`, as
-       the request has them, an array of JSON; named rules are their name.
+    7. what else decides the list: `exclude`, `allow`, `after`, `score`, `params` and `rules`, as in
+       the request, as a JSON array; named rules appear by their name.
 
-    So another question under one request id has noise of its own. O(length of the request).
+    So a different question under the same request id has different noise. O(length of the request).
 
     Parameters
     ----------
     secret : Secret
     request : Request
-        Its `k` is stated.
+        Its `k` is set.
     query : ndarray of float32, shape (d,)
-        What is ranked for; it counts where the request names no user.
+        The vector to rank for; used if the request names no user.
     request_id, model_version : str
     policy : Policy
-        With its user's own temperature.
+        With the user's own temperature.
     """
     is_user = request.user_id is not None
     return secret.number(

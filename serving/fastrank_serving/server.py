@@ -1,8 +1,8 @@
 """Processes: one server, or several workers that share a socket, and how they end.
 
-On SIGTERM a server says on /ping that no more requests should come, goes on accepting for a while,
-then accepts no more, answers those in flight, flushes the log and exits with 0. SIGHUP loads the
-model anew. Workers are spawned, not forked, and one that dies is replaced.
+After SIGTERM a server reports on /ping that no more requests should come, and accepts requests for
+a while longer. Then it accepts no more, answers those in progress, flushes the log and exits with
+0. SIGHUP reloads the model. Workers are spawned, not forked, and a worker that dies is replaced.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _LOG = logging.getLogger("fastrank.serving")
-# Seconds for which a thread that reads a long filter may keep the loop waiting, each time that the
-# loop wants to go on: of Python's own 5 ms many add up before a /ping is answered.
+# Seconds that a thread reading a long filter may keep the loop waiting, each time that the loop
+# wants to continue: Python's default of 5 ms adds up before a /ping is answered.
 _SWITCH = 0.0005
 _HEAD_BYTES = 65_536
 _HEADERS = 256  # of a request; each takes far more memory than its bytes
-_AHEAD = 16  # requests of a connection that are read before the one in hand is answered
-# Bytes of a body that are read and thrown away once its answer is there: who sends no more than
-# that reads the answer, and may go on with this connection.
+_AHEAD = 16  # requests of a connection that are read before the current one is answered
+# Bytes of a body that are read and dropped once its answer is there: a client that sends no more
+# than that can read the answer, and continue on this connection.
 _SURPLUS = 16 << 20
 _UPGRADE = re.compile(rb"(\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
-_GREETING = 1.0  # seconds for the request of a connection that came last
+_GREETING = 1.0  # seconds for the first request of the newest connections
 _SPARE = 16  # files that connections leave to the log and others
-_BEFORE_READY = 32  # that they leave to the model while it is being loaded
-_LEAST_CONNECTIONS = 4  # that may be open, however few files there are
-_IDLE = 1.0  # seconds for which a connection may be idle while others wait for a place
-_NO_ROOM = 0.02  # seconds until it is looked for a place again
+_BEFORE_READY = 32  # files that they leave to the model while it is being loaded
+_LEAST_CONNECTIONS = 4  # always allowed, however few files there are
+_IDLE = 1.0  # seconds that a connection may be idle while others wait for room
+_NO_ROOM = 0.02  # seconds until the next look for room
 _LEAST_LIFE = 2.0  # seconds; a worker that dies sooner is not replaced at once
 _LONGER = 30.0  # seconds after its drain; a worker that has not ended by then is stuck
-_ENDS = 5  # of each worker, on average,
-_WITHIN = 60.0  # seconds: who replaces more than that only hides it
+_ENDS = 5  # ends per worker, on average,
+_WITHIN = 60.0  # seconds: replacing more workers than that would only hide the problem
 
 
 def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
-    """Serve until a signal ends it; the exit code. It warns of variables that were ignored."""
+    """Serve until a signal ends it, and return the exit code. Warn of ignored variables."""
     end_by_signals()
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -73,10 +73,11 @@ def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
     )
     if ignored:
         _LOG.warning(
-            "ignored, as Kubernetes' words on a Service: %s; `enableServiceLinks: false` ends them",
+            "ignored, since Kubernetes sets them for a Service: %s; `enableServiceLinks: false`"
+            " stops that",
             ", ".join(ignored),
         )
-    # With one of these prometheus_client would keep its numbers in mapped files.
+    # With one of these variables prometheus_client would keep its numbers in mapped files.
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         os.environ.pop(name, None)
     with contextlib.ExitStack() as opened:
@@ -89,7 +90,7 @@ def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
             _LOG.info("secret with the fingerprint %s", settings.secret.fingerprint)
         board = beside = None
         if settings.watch is not None or settings.is_log_uploaded:
-            from fastrank_serving.beside import Beside, claimed  # with prometheus_client
+            from fastrank_serving.beside import Beside, claimed  # imports prometheus_client
 
             settings = opened.enter_context(claimed(settings))
             board = Board(settings.workers + 1)
@@ -101,9 +102,9 @@ def run(settings: Settings, ignored: Sequence[str] = ()) -> int:
 
 
 def end_by_signals() -> None:
-    """SIGTERM ends this process well, before there is anything to drain.
+    """Let SIGTERM end this process cleanly, before there is anything to drain.
 
-    Process 1 of a container would not even be ended by it otherwise.
+    Otherwise it would not even end process 1 of a container.
     """
 
     def end(_number: int, _frame: Any) -> None:
@@ -126,14 +127,14 @@ def _serve(
     leave: Callable[[], None] | None = None,
     beside: Beside | None = None,
 ) -> int:
-    """Until a signal ends it; `leave` is called if this process ends here and now."""
+    """Serve until a signal; `leave` is called if this process ends at once."""
     from fastrank_serving.app import create_app
     from fastrank_serving.control import Taken
     from fastrank_serving.metrics import Metrics
 
     sys.setswitchinterval(_SWITCH)
-    # Of several workers, one that is ready must not answer /ping for one that is not. Until a model
-    # has arrived there is but one, which says so.
+    # With several workers, one that is ready must not answer /ping for one that is not. Until a
+    # model has arrived there is only one worker, which reports that.
     load_first = settings.workers > 1 and settings.directory is not None
     others = None if taken is None else Taken(taken, seat)
     app = create_app(settings, load_first, Metrics(board, seat), others)
@@ -156,7 +157,7 @@ def _serve(
     server.run(sockets=sockets)
     code = 1 if server.failed else 0
     if app.service.engine.running:
-        # Python would wait for the threads of rankings that nobody waits for any more.
+        # Python would wait for threads whose rankings nobody waits for any more.
         _LOG.warning("%d passes did not end in time", app.service.engine.running)
         logging.shutdown()
         if leave is not None:
@@ -166,18 +167,18 @@ def _serve(
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's connection, which does not wait for ever and answers in one piece.
+    """uvicorn's connection, with limits on waiting, and with each answer sent in one piece.
 
-    A client that connects and says nothing, or a byte at a time, is sent away by `expire`.
+    `expire` closes the connection of a client that sends nothing, or sends too slowly.
     """
 
-    _since: float | None = None  # when what is being waited for began: a head, or a body
+    _since: float | None = None  # when the head or body began that is being waited for
     _idle_since: float | None = None  # when the last answer was complete; None within a request
-    _head = 0  # bytes of the head that came by later reads than its first; -1: it is complete
-    _begun = False  # a head, by the bytes that are being read
-    _chunk_is_empty = False  # the one that began last; so is the last one, before its trailers
-    _trailing = 0  # bytes that came while it was
-    _deaf = False  # what else comes is not read
+    _head = 0  # bytes of the head that came after the first read; -1 when it is complete
+    _begun = False  # whether the bytes being read have begun a head
+    _chunk_is_empty = False  # whether the current chunk is empty, like the last one before trailers
+    _trailing = 0  # bytes that came while it was empty
+    _deaf = False  # whether further input is ignored
     _surplus = 0  # bytes of a body that came after its answer
 
     def connection_made(self, transport: Any) -> None:
@@ -187,14 +188,14 @@ class _Protocol(HttpToolsProtocol):
         self._since = self.loop.time()
 
     def expire(self, before: float) -> None:
-        """Give up what has been waited for since `before`."""
+        """Close the connection if it has been waited for since `before`."""
         if self._since is None or self._since > before or self.transport.is_closing():
             return
         if self._head >= 0 or self.cycle.response_complete:
             self.transport.close()
             return
         self._since = None
-        self.scope[LATE] = True  # type: ignore[literal-required]  # a key of ours
+        self.scope[LATE] = True  # type: ignore[literal-required]  # our own key
         self.cycle.keep_alive = self.cycle.more_body = False
         self.cycle.message_event.set()
 
@@ -202,8 +203,8 @@ class _Protocol(HttpToolsProtocol):
         if self._deaf:
             return
         if b"pgrade" in data:
-            # No other protocol is spoken: a server may go on as if it had not been asked, but
-            # llhttp would take the body for the other protocol's.
+            # The server speaks no other protocol and may ignore the upgrade, but llhttp would read
+            # the body as that protocol's.
             data = _UPGRADE.sub(rb"\1ignored", data)
         self._begun = False
         if self._head < 0 and self._since is not None and self.cycle.response_complete:
@@ -221,7 +222,7 @@ class _Protocol(HttpToolsProtocol):
                 self.transport.close()
         if self._since is None:
             if self.cycle is None or self.cycle.response_complete:
-                self._since = self.loop.time()  # empty lines begin no head
+                self._since = self.loop.time()  # empty lines do not begin a head
                 self._head = 0
         elif self._head >= 0:
             if not self._begun:
@@ -233,14 +234,15 @@ class _Protocol(HttpToolsProtocol):
                 self.send_400_response(f"more than {_HEADERS} headers")
 
     def _unsupported_upgrade_warning(self) -> None:
-        """CONNECT, or an Upgrade that came in two pieces: the body cannot be found any more."""
+        """Refuse CONNECT, or an Upgrade that came in two pieces: the body can no longer be
+        found."""
         self._deaf = True
         self._since = None
         self.cycle.keep_alive = False
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _AHEAD:
-            # What else was sent is not read; the last of these answers says that it was not.
+            # Further input is not read; the last of these answers says so.
             self._deaf = True
             self.cycle.keep_alive = False
             raise ValueError
@@ -261,9 +263,9 @@ class _Protocol(HttpToolsProtocol):
         self._surplus = 0
         if len(self.headers) > _HEADERS or _is_ambiguous(self.headers):
             self.headers.clear()  # before the connection has ended
-            raise ValueError  # the parser ends, and uvicorn answers by a 400
+            raise ValueError  # the parser stops, and uvicorn answers with a 400
         super().on_headers_complete()
-        self.headers = []  # trailers come here, and are no headers of the request
+        self.headers = []  # trailers are collected here, and are not headers of the request
         if cast("_State", self.server_state).is_crowded:
             self.cycle.keep_alive = False
 
@@ -276,7 +278,7 @@ class _Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def make_room(self, before: float) -> None:
-        """Others wait for a place: end with this answer, or now, if idle since `before`."""
+        """Others wait for room: close after this answer, or now if idle since `before`."""
         if self.cycle is None:
             return
         if not self.cycle.response_complete:
@@ -295,7 +297,7 @@ class _Protocol(HttpToolsProtocol):
 
 
 def _is_ambiguous(headers: list[tuple[bytes, bytes]]) -> bool:
-    """Whether a proxy may have read this head otherwise: two hosts, or a coding besides chunks."""
+    """Whether a proxy may read this head differently: two hosts, or a coding other than chunked."""
     hosts = codings = 0
     for name, value in headers:
         if name == b"host":
@@ -306,19 +308,20 @@ def _is_ambiguous(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 class _State(ServerState):
-    """What the connections of a server share."""
+    """State that the connections of a server share."""
 
     is_crowded = False  # connections wait until others have ended
 
     def __init__(self, on_no_http: Callable[[], None]) -> None:
         super().__init__()
-        self.on_no_http = on_no_http  # called when what came was answered by a 400
+        self.on_no_http = on_no_http  # called when input was answered with a 400
 
 
 class _Joining:
-    """A transport that sends an answer's head with its body: one system call and packet, not two.
+    """A transport that sends an answer's head together with its body, in one system call and
+    packet.
 
-    uvicorn writes them one by one, and uvloop sends what it gets at once.
+    uvicorn writes them separately, and uvloop sends each write at once.
     """
 
     __slots__ = ("_head", "_transport", "is_closing")
@@ -329,7 +332,7 @@ class _Joining:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        if self.is_closing():  # the client has left, and with it who asked what came behind
+        if self.is_closing():  # the client has left, and its later requests with it
             return
         if self._head:
             data, self._head = self._head + data, b""
@@ -339,7 +342,7 @@ class _Joining:
         self._transport.write(data)
 
     def flush(self) -> None:
-        """What has no body goes now."""
+        """Send a head without a body now."""
         if self._head:
             head, self._head = self._head, b""
             if not self.is_closing():
@@ -354,7 +357,7 @@ class _Joining:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with our signals."""
+    """uvicorn's server with our own signal handling."""
 
     def __init__(
         self,
@@ -368,9 +371,9 @@ class _Server(uvicorn.Server):
         self.server_state: _State = _State(service.no_http)
         self._service = service
         self._administer = administer  # the app behind a Unix socket
-        # Of several workers, one must not take all that come at once.
+        # With several workers, one must not take all connections that come at once.
         self._accepts = BACKLOG if service.settings.workers == 1 else 4
-        self._own_files: int | None = None  # that were open when the model was ready
+        self._own_files: int | None = None  # number open when the model became ready
         self._connecting: set[asyncio.Task[None]] = set()
         self._reloading: set[asyncio.Task[None]] = set()
         self.failed = False
@@ -393,8 +396,8 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        # uvloop's own server takes one connection in each turn of the loop: of 128 that come at
-        # once while rankings are made in the loop, the last one waited for two seconds.
+        # uvloop's own server takes one connection per turn of the loop: of 128 that came at once
+        # while rankings were made in the loop, the last one waited for two seconds.
         await super().startup([])
         loop = asyncio.get_running_loop()
         for each in sockets or []:
@@ -406,7 +409,7 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for _ in range(most):
             if not self._has_room(listening):
-                self._wait_for_room(listening, _NO_ROOM, "files are few, and some are kept back")
+                self._wait_for_room(listening, _NO_ROOM, "files are few, and some are reserved")
                 return
             try:
                 client, _address = listening.accept()
@@ -414,8 +417,8 @@ class _Server(uvicorn.Server):
                 self.server_state.is_crowded = False
                 return
             except ConnectionError:
-                continue  # it was given up before it was taken
-            except OSError as error:  # the whole machine has no more files, say
+                continue  # the client gave up before it was taken
+            except OSError as error:  # such as when the whole machine has no more files
                 self._wait_for_room(listening, 1.0, str(error.strerror))
                 return
             is_admin = listening.family == socket.AF_UNIX
@@ -424,7 +427,7 @@ class _Server(uvicorn.Server):
     def _has_room(self, listening: socket.socket) -> bool:
         """Whether one more connection leaves the log and a reload the files that they may open."""
         try:
-            lowest = os.dup(listening.fileno())  # that is free; so no connection has one kept back
+            lowest = os.dup(listening.fileno())  # the lowest free one, so no connection reserves it
         except OSError:
             return False
         os.close(lowest)
@@ -436,13 +439,13 @@ class _Server(uvicorn.Server):
         )
 
     def _wait_for_room(self, listening: socket.socket, seconds: float, why: str) -> None:
-        """Make it, and look again."""
+        """Make room, and look again later."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listening)
         loop.call_later(seconds, self._listen_again, listening)
         if not self.server_state.is_crowded:
             _LOG.warning(
-                "connections wait beside %d others: %s", len(self.server_state.connections), why
+                "connections wait beside %d open ones: %s", len(self.server_state.connections), why
             )
         self.server_state.is_crowded = True
         for connection in list(self.server_state.connections):
@@ -455,7 +458,7 @@ class _Server(uvicorn.Server):
 
     async def _connect(self, client: socket.socket, is_admin: bool) -> None:
         protocol = self._admin_protocol if is_admin else self._protocol
-        with contextlib.suppress(OSError):  # it has left
+        with contextlib.suppress(OSError):  # the client has left
             if not is_admin:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(protocol, client)
@@ -464,10 +467,10 @@ class _Server(uvicorn.Server):
         for each in sockets or []:
             asyncio.get_running_loop().remove_reader(each)
             self._accept(each, BACKLOG)
-            each.close()  # at once: who comes later is refused, and not taken and forgotten
+            each.close()  # at once: later clients are refused, not accepted and forgotten
         if self._connecting:
             await asyncio.wait(self._connecting)
-        # Connections that came last would count as idle: their first request is waited for.
+        # The newest connections would count as idle: wait for their first request.
         loop = asyncio.get_running_loop()
         end = loop.time() + _GREETING
         while loop.time() < end and any(
@@ -475,7 +478,7 @@ class _Server(uvicorn.Server):
         ):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):  # whose time is up
+        for connection in list(self.server_state.connections):  # their time is up
             connection.transport.abort()
         await asyncio.sleep(0)
 
@@ -493,8 +496,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         try:
             self._service.tick()
-        except Exception:  # it serves on
-            _LOG.exception("what was answered lately was not counted")
+        except Exception:  # the server continues
+            _LOG.exception("recent answers were not counted")
         if self._own_files is None and self._service.ready:
             self._own_files = _open_files() - len(self.server_state.connections)
         if counter % 5 == 0:  # every half second
@@ -549,10 +552,10 @@ def _worker(
 ) -> None:
     end_by_signals()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-    # A worker ends with its parent, even if that is killed: Linux's PR_SET_PDEATHSIG.
+    # A worker ends with its parent, even if that is killed, by Linux's PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:  # it was killed before this call
+    if parent is None or os.getppid() != parent.pid:  # the parent was killed before this call
         sys.exit(0)
     logging.basicConfig(
         level=settings.log_level.upper(),
@@ -563,9 +566,9 @@ def _worker(
 
 
 class _Workers:
-    """Keeps workers running, and hands signals on to them.
+    """Keeps workers running, and passes signals on to them.
 
-    If they end again and again it gives up: whatever started the server may know better.
+    Gives up if workers end again and again: the process that started the server may know better.
     """
 
     def __init__(
@@ -580,15 +583,15 @@ class _Workers:
         self._context = multiprocessing.get_context("spawn")
         self._is_own_board = board is None
         self._board = board or Board(settings.workers)
-        # What they have taken of the control file.
+        # The content of the control file that they have followed.
         self._taken = None if settings.control is None else Board(settings.workers)
         self._beside = beside
-        self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seats, and since when
+        self._workers: dict[BaseProcess, tuple[int, float]] = {}  # their seat and start time
         self._most = _ENDS * settings.workers
-        self._ends: deque[float] = deque(maxlen=self._most)  # when the latest came
+        self._ends: deque[float] = deque(maxlen=self._most)  # times of the latest ends
         self._stopping = threading.Event()
         self._patience_ends = float("inf")  # monotonic seconds
-        self._woken, self._wake = os.pipe()  # ends the wait for workers to end
+        self._woken, self._wake = os.pipe()  # interrupts the wait for workers to end
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -607,7 +610,7 @@ class _Workers:
                 ends.append(self._woken)
             multiprocessing.connection.wait(ends, 1.0)
             if self._stopping.is_set():
-                # Workers hold the sockets too: what they do not accept, nobody will.
+                # Workers hold the sockets too; connections that they do not accept are refused.
                 self._close_sockets()
             free: list[int] = []
             at_once = True
@@ -615,14 +618,14 @@ class _Workers:
                 if worker.exitcode is None:
                     continue
                 del self._workers[worker]
-                # What it counted goes on with who takes its seat.
+                # The next worker at its seat continues its counts.
                 self._board.write(seat, Note(self._board.read()[seat].kept, b""))
                 if self._stopping.is_set():
-                    # One that had not begun to listen to signals ends by them.
+                    # A worker that did not handle signals yet is ended by them.
                     failed = failed or worker.exitcode not in (0, -signal.SIGTERM)
                     continue
                 early = time.monotonic() - since < _LEAST_LIFE
-                if worker.exitcode == 1 and early:  # it could not load the model; nor would others
+                if worker.exitcode == 1 and early:  # no worker could load the model
                     failed = True
                     self._stop(signal.SIGTERM, None)
                     continue
@@ -641,7 +644,7 @@ class _Workers:
         return 1 if failed else 0
 
     def close(self) -> None:
-        """Give up what the workers shared."""
+        """Release what the workers shared."""
         self._close_sockets()
         if self._is_own_board:
             self._board.close()
@@ -653,7 +656,7 @@ class _Workers:
             each.close()
 
     def _kill(self) -> None:
-        """End workers that do not end by themselves: one that was stopped (SIGSTOP), say."""
+        """Kill workers that do not end by themselves, such as one stopped by SIGSTOP."""
         for worker in self._workers:
             _LOG.error("worker %s did not end in time", worker.pid)
             worker.kill()
@@ -664,16 +667,16 @@ class _Workers:
             return
         arguments = (self._settings, self._sockets, self._board, seat, self._taken)
         worker = self._context.Process(target=_worker, args=arguments)
-        # A reload that is asked for meanwhile would end a process that does not listen yet.
+        # A reload requested meanwhile would end a process that does not handle signals yet.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         worker.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         self._workers[worker] = seat, time.monotonic()
-        if self._stopping.is_set():  # while it was being started
+        if self._stopping.is_set():  # it was set during the start
             self._hand_on(signal.SIGTERM, None)
 
     def _are_too_many(self, now: float) -> bool:
-        """Whether this end is one too many; then the others end, too."""
+        """Whether this end is one too many; the others then end too."""
         self._ends.append(now)
         if len(self._ends) < self._most or now - self._ends[0] > _WITHIN:
             return False

@@ -1,7 +1,8 @@
-"""What a server does with a request: the model, the answers it has given, the log.
+"""A server's handling of requests: the model, the answers it has given, the log.
 
-Models are replaced whole: a new one is loaded and tested beside the old one, which is released when
-its last request has been answered. If the new one is bad, the old one goes on serving.
+A model is replaced as a whole: the new one is loaded and tested beside the old one, which is
+released when its last request has been answered. If the new model is bad, the old one keeps
+serving.
 """
 
 from __future__ import annotations
@@ -57,39 +58,38 @@ from fastrank_serving.rules import MAX_BYTES, Named, bytes_of, fitted
 from fastrank_serving.seeds import seed_of
 from fastrank_serving.settings import MAX_M, Settings
 
-if TYPE_CHECKING:  # pyarrow takes a while to import: only where a log is kept
+if TYPE_CHECKING:  # pyarrow is slow to import: only with a log
     from fastrank.eventlog import LogWriter
 
 __all__ = ["Loaded", "Service", "open_model"]
 
 _LOG = logging.getLogger("fastrank.serving")
-_SEEN = 100_000  # users whose place in the model is remembered
-_LOOK = 0.1  # seconds between two looks for a model that is to arrive
+_SEEN = 100_000  # users whose place in the model is cached
+_LOOK = 0.1  # seconds between two looks for a model that should arrive
 _STUCK = 10.0  # seconds after which a pass counts as hanging
-_KEPT_BYTES = 64 << 20  # of answers for requests that are sent again
+_KEPT_BYTES = 64 << 20  # of answers, for requests that are sent again
 _DETERMINISTIC = fr.Deterministic()
-_TOGETHER = 32  # rows that are handed to the log in one go
-_AGREE = 1e-5  # log-propensities of the self-test
-_FEW_IDS = 256  # of a filter, that are sorted and hashed for the log at once
-_MOST_ASIDE = 16  # rows with longer filters that wait for the log
-_LOOKED_AT, _SCORES = 8, 400_000  # users by whom it is said what a policy keeps, and their scores
-# The same where a temperature is found by what it is to keep.
+_TOGETHER = 32  # rows that are passed to the log at once
+_AGREE = 1e-5  # tolerance for log-propensities in the self-test
+_FEW_IDS = 256  # of a filter; longer ones are sorted and hashed for the log in a thread
+_MOST_ASIDE = 16  # rows with longer filters that may wait for the log
+_LOOKED_AT, _SCORES = 8, 400_000  # users, and their scores, that measure what a policy keeps
+# The same for finding the temperature that keeps a given overlap.
 _ASKED, _ASKED_SCORES = 64, 8_000_000
 
 
-# What is warned of, with the name of the policy and what a temperature of 1 keeps.
+# Warnings, which add the name of the policy and what a temperature of 1 keeps.
 _MODEL_HAS_NONE = (
-    "the model's policy, %s, has no temperature: requests that name a type with one are ranked"
-    " at %s"
+    "the model's policy, %s, has no temperature: requests for a type that has one are ranked at %s"
 )
 _NOBODY_SAYS_ONE = (
-    "neither the model nor a setting says a temperature, so that requests that name none are ranked"
-    " by %s, %s"
+    "neither the model nor a setting states a temperature: requests that name none are ranked by"
+    " %s, %s"
 )
 
 
 class User(NamedTuple):
-    """What a model knows about a user; the vector is a view of the mapped file."""
+    """A user of the model; the vector is a view of the mapped file."""
 
     query: npt.NDArray[np.float32]
     temperature: float | None
@@ -105,17 +105,17 @@ class Loaded:
     policy : Policy
         For requests that name none.
     fallback : Policy or None
-        For users that it does not know.
+        For users that the model does not know.
     rules : dict of str to Named
-        That requests may name.
+        Rules that requests may name.
     in_force : InForce
-        What else it ranks by, of all that settings and a control file state.
+        The regime of settings and control file, on this model.
     """
 
     catalog: fr.Catalog
     model: fr.Model | None
     version: str
-    nobody: npt.NDArray[np.float32]  # the query of users that are not known
+    nobody: npt.NDArray[np.float32]  # the query for unknown users
     policy: fr.Policy = field(default_factory=fr.PlackettLuce)
     fallback: fr.Policy | None = None
     rules: dict[str, Named] = field(default_factory=dict)
@@ -134,10 +134,10 @@ class Loaded:
         has_arms: bool = False,
         warns: bool = True,
     ) -> Loaded:
-        """Open and test; a ValueError, OSError or MemoryError if it cannot serve.
+        """Open and test a model; ValueError, OSError or MemoryError if it cannot serve.
 
-        `policy` is for requests that name none: by default the model's own. Where neither says a
-        temperature, it is 1, and what that keeps is said if it `warns`. An overlap is that of k
+        `policy` is for requests that name none: by default the model's own. If neither states a
+        temperature, it is 1, and if `warns`, the log says what that keeps. An overlap is that of k
         places.
         """
         catalog, model = open_directory(directory, functions=functions)
@@ -176,14 +176,14 @@ class Loaded:
             )
         try:
             loaded.test()
-        except ModuleNotFoundError as error:  # its index wants FAISS
+        except ModuleNotFoundError as error:  # its index needs FAISS
             raise ValueError(f"the model has an index: {missing_extra(error) or error}") from None
         loaded.take(rules or {})
         return loaded
 
     def take(self, rules: Mapping[str, fr.Rules]) -> None:
-        """Have rules by name; a ValueError for those that do not fit the model."""
-        policy = fr.PlackettLuce(self._temperature(0))  # whose law any rules fit
+        """Set the named rules; ValueError for rules that do not fit the model."""
+        policy = fr.PlackettLuce(self._temperature(0))  # any rules fit its law
         for name, each in rules.items():
             try:
                 self.rules[name] = fitted(each, self.catalog, policy)
@@ -192,20 +192,20 @@ class Loaded:
                 raise ValueError(f"the rules {name!r} do not fit the model: {text}") from None
 
     def test(self) -> None:
-        """Rank for one user and check the propensities, which touches every page on the way."""
+        """Rank for one user and check the propensities, which reads every page of the files."""
         query = self.nobody if self.model is None else self.model.user_vectors[0]
         k = min(10, len(self.catalog))
         temperature = self._temperature(0)
         policies: list[fr.Policy] = [fr.Deterministic(), fr.PlackettLuce(temperature)]
         if (
             self.catalog.index is not None and self.catalog.score is None
-        ):  # which is read, and looked at, when it is first used
+        ):  # it is read, and checked, when it is first used
             policies.append(fr.FlatTail(temperature))
         for policy in policies:
             self._try(policy, query, k)
 
     def _try(self, policy: fr.Policy, query: npt.NDArray[np.float32], k: int) -> None:
-        if policy.sampler in TABLED:  # a table would be made, and kept
+        if policy.sampler in TABLED:  # a table would be made and kept
             policy = policy.with_sampler("gumbel")
         ranking = self.catalog.rank(query, k, policy=policy, seed=1)
         again = self.catalog.log_propensities(query, ranking.item_ids, policy=policy)
@@ -214,7 +214,7 @@ class Loaded:
             raise ValueError(f"self-test: propensities differ by {error:g} ({policy})")
 
     def under(self, regime: Regime, k: int = 10) -> Loaded:
-        """The same model under what is to be in force; an overlap is that of k places.
+        """The same model under a regime; an overlap is that of k places.
 
         Raises
         ------
@@ -232,7 +232,7 @@ class Loaded:
                 self._try(found[name], query, min(k, len(self.catalog)))
                 if stated.wants_temperature and not self._has_temperature:
                     kept = replace(self, policy=found[name]).what_is_kept()
-                    _LOG.warning("%s: %s, for neither it nor the model says another", name, kept)
+                    _LOG.warning("%s: %s, for neither it nor the model states another", name, kept)
             except (ValueError, ModuleNotFoundError) as error:
                 hint = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
                 raise ValueError(f"{name}: {hint or error}") from None
@@ -247,10 +247,10 @@ class Loaded:
         return replace(self, in_force=law)
 
     def completed(self, stated: Stated, k: int) -> fr.Policy:
-        """A policy as it was stated, and otherwise as the model's.
+        """Complete a stated policy from the model's.
 
-        A temperature that is stated by an overlap is that which keeps it on average, at k places,
-        for up to 64 users spread over the model: the same on every server of this model.
+        An overlap stands for the temperature that keeps it on average, at k places, for up to 64
+        users spread over the model; it is the same on every server of this model.
         """
         drawn = stated.completed(self.models_policy)
         if stated.overlap is None:
@@ -264,7 +264,7 @@ class Loaded:
     def _condensed(
         self, k: int, most: int, scores: int
     ) -> tuple[list[int], FloatArray, FloatArray]:
-        """Some users' rows, spread over the model, and their scores and counts (`condense`)."""
+        """Rows of some users, spread over the model, with their scores and counts (`condense`)."""
         assert self.model is not None
         n, users = len(self.catalog), len(self.model.user_ids)
         count = min(users, max(1, min(most, scores // n)))
@@ -280,7 +280,7 @@ class Loaded:
 
     @property
     def models_policy(self) -> fr.Policy | None:
-        """The model's own, which knows a temperature where the one that serves has none."""
+        """The model's own, which may have a temperature when the serving policy has none."""
         return None if self.model is None else self.model.policy
 
     @property
@@ -288,19 +288,19 @@ class Loaded:
         return self.models_policy is not None and "temperature" in self.models_policy.params
 
     def _temperature(self, row: int) -> float:
-        """Of the policy, for the user in a row of the model; 1 where it has none."""
+        """Temperature of the policy for the user in a row of the model; 1 if it has none."""
         usual = float(self.policy.params.get("temperature", 1.0))
         own = 1.0 if self.model is None else self.model.temperature_at(row)
         return min(max(usual * own, MIN_TEMPERATURE), MAX_TEMPERATURE)
 
     def what_is_kept(self) -> str:
-        """What the policy's temperature keeps of the deterministic ranking, as words.
+        """Describe what the policy's temperature keeps of the deterministic ranking.
 
-        By the scores of a few users, spread over the model; nothing is drawn.
+        Computed from the scores of a few users, spread over the model; nothing is drawn.
         """
         text = f"temperature {self.policy.params.get('temperature', 1.0):g}"
         if self.model is None:
-            return f"{text}; what that keeps of the deterministic ranking, no user here says"
+            return f"{text}; what it keeps of the deterministic ranking is unknown, without users"
         n = len(self.catalog)
         k = max(1, min(10, n // 2))
         rows, values, counts = self._condensed(k, _LOOKED_AT, _SCORES)
@@ -312,7 +312,7 @@ class Loaded:
         )
 
     def of_user(self, user_id: str) -> User | None:
-        """A user's vector and factor of temperatures; None for an unknown one."""
+        """A user's vector and temperature factor; None for an unknown user."""
         found = self.seen.get(user_id)
         if found is None:
             found = self._look_up(user_id)
@@ -323,16 +323,16 @@ class Loaded:
         return found
 
     def why_unknown(self, user_id: str) -> str:
-        """What an error says of a user for whom `of_user` gives None."""
+        """Explain why `of_user` returns None for a user."""
         if self.model is None:
-            return f"a catalog is served, which knows no users; send a query, not {user_id!r}"
+            return f"a catalog is served, without users; send a query, not {user_id!r}"
         known = self.model.user_ids
         if id_from_text(user_id, known) is None:
             return f"the model does not know {user_id!r}: its user ids are {as_written(known)}"
         return f"the model does not know {user_id!r}"
 
     def keeps_table(self, user_id: str, policy: fr.Policy) -> bool:
-        """`Model.keep_table` for a known user and the policy that was asked for."""
+        """`Model.keep_table` for a known user and the requested policy."""
         if self.model is None or self.model.table_temperature is None:
             return False
         return self.model.keep_table(id_from_text(user_id, self.model.user_ids), policy)
@@ -348,7 +348,7 @@ class Loaded:
 
 
 def open_model(settings: Settings, directory: Path, regime: Regime, warns: bool = True) -> Loaded:
-    """The model of a directory, opened and tested, with all that is served beside it."""
+    """Open and test the model of a directory, with everything served beside it."""
     loaded = Loaded.open(
         directory,
         imported(settings.score_functions),
@@ -362,7 +362,7 @@ def open_model(settings: Settings, directory: Path, regime: Regime, warns: bool 
     return loaded.under(regime, settings.k)
 
 
-_Unlogged: TypeAlias = tuple[Job, Ranked, Served, float, int]  # and the time of the answer
+_Unlogged: TypeAlias = tuple[Job, Ranked, Served, float, int]  # the last: time of the answer
 
 
 class Service:
@@ -371,9 +371,9 @@ class Service:
     Attributes
     ----------
     ready : bool
-        A model is loaded and was tested.
+        A model is loaded and tested.
     draining : bool
-        SIGTERM came: it answers what was accepted, and then ends.
+        After SIGTERM: accepted requests are answered, then it ends.
     """
 
     def __init__(
@@ -394,12 +394,12 @@ class Service:
         self.draining = False
         self.log: LogWriter | None = None
         self._unlogged: list[_Unlogged] = []
-        self._aside: set[asyncio.Future[None]] = set()  # rows that are logged in threads
+        self._aside: set[asyncio.Future[None]] = set()  # rows being logged in threads
         self._loaded = loaded
-        # Awaited before a model serves; a ValueError keeps it from serving.
+        # Awaited before a model serves; a ValueError prevents it from serving.
         self.on_loaded: Callable[[Loaded], Awaitable[None]] | None = None
         self._answers = _Answers(settings.keep_answers)
-        self._regime = settings.regime  # that is to be in force, whichever model serves
+        self._regime = settings.regime  # to be in force for whichever model serves
         self._taken = taken
         self._control: ControlFile | None = None
         self._following: asyncio.Task[None] | None = None
@@ -407,12 +407,12 @@ class Service:
         if loaded is not None:
             self._begun.set()
         self._reloading = asyncio.Lock()
-        self._next_reload: asyncio.Future[str] | None = None  # that has not begun
+        self._next_reload: asyncio.Future[str] | None = None  # a reload that has not begun
 
     # ---- Life -------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Load the model; until this is done, /ping says 503."""
+        """Load the model; until then, /ping answers 503."""
         self.engine.begin()
         self.access.begin()
         self.log = self._begin_log()
@@ -446,29 +446,30 @@ class Service:
                 raise OSError(f"log: {error}") from None
         if settings.log_spool is None:
             raise ValueError(
-                f"log_spool: give a directory for what goes to {settings.log_directory}"
+                f"log_spool: give a directory for rows to upload to {settings.log_directory}"
             )
         return LogWriter(settings.log_spool, segment_seconds=settings.log_every)
 
     def _serve(self, loaded: Loaded) -> None:
-        """By this from now on; requests in flight keep what they began with."""
+        """Serve this model from now on; requests in progress keep the one they began with."""
         self._loaded = loaded
         self.metrics.in_force(loaded.in_force)
         said = loaded.in_force.described()
         _LOG.info("serving model %s%s", loaded.version[:12], f", {said}" if said else "")
 
     async def _follow(self, control: ControlFile) -> None:
-        """Look at the control file for as long as this serves."""
+        """Read the control file as long as the server runs."""
         while True:
             await asyncio.sleep(control.pause())
             await self._looked(control)
 
     async def _looked(self, control: ControlFile, first: Loaded | None = None) -> Loaded:
-        """What serves, under what the control file says, if that is new and can be followed."""
+        """The serving model, under the control file's content if that is new and can be
+        followed."""
         outcome, why = "same", None
         try:
             content = await control.read()
-        except Exception as error:  # of a store, anything
+        except Exception as error:  # a store may raise anything
             outcome, why = "unreachable", error_words(error)
         async with self._reloading:
             before = loaded = first or self.loaded
@@ -480,28 +481,28 @@ class Service:
                     outcome, why = "refused", error_words(error)
             others = None if why is None else control.of_others()
             if others is not None:
-                with contextlib.suppress(Exception):  # a model that came since cannot rank by it
+                with contextlib.suppress(Exception):  # a newer model may not be able to rank by it
                     loaded = await self._follow_content(control, others, before)
             self.metrics.looked_at_control(outcome)
             is_news = control.is_news(why)
             if is_news and why is not None:
-                law = loaded.in_force.described() or "what settings say"
-                _LOG.error("control file %s: %s; in force stays: %s", control.address, why, law)
+                law = loaded.in_force.described() or "the settings"
+                _LOG.error("control file %s: %s; still in force: %s", control.address, why, law)
             elif is_news and outcome == "same":
-                _LOG.info("control file %s: it says again what is in force", control.address)
+                _LOG.info("control file %s: it states again what is in force", control.address)
             if loaded is not before and first is None:
                 self._serve(loaded)
         return loaded
 
     async def _follow_content(self, control: ControlFile, content: bytes, loaded: Loaded) -> Loaded:
-        """The model under what a control file says; what keeps it from that is raised."""
+        """The model under a control file's content; raises if that cannot be followed."""
         regime, k = regime_of(content, self.settings.regime), self.settings.k
         changed = await self.engine.run(lambda: loaded.under(regime, k))
         before, self._regime = self._regime, regime
         if before.revision == regime.revision and before != regime:
             _LOG.warning(
-                "control file %s: revision %s was something else before: state another one with"
-                " each change, or what evaluates its rows takes them for one",
+                "control file %s: revision %s has stated something else before: change the revision"
+                " with each edit, or evaluations of the rows mix the two",
                 control.address,
                 regime.revision,
             )
@@ -513,10 +514,10 @@ class Service:
         if self.log is not None:
             before = self._loaded
             known = self.log.kind or (None if before is None else _kind_of(before.catalog))
-            if known not in (None, _kind_of(loaded.catalog)):  # it would take no row of this model
+            if known not in (None, _kind_of(loaded.catalog)):  # it would refuse this model's rows
                 raise ValueError(
-                    f"the log has {known} item ids, and this model's are of the other kind: start a"
-                    " server of it, with a directory of its own for --log"
+                    f"the log has {known} item ids, and this model has the other kind: start"
+                    " another server for it, with its own directory for --log"
                 )
         if self.on_loaded is not None:
             await self.on_loaded(loaded)
@@ -529,28 +530,28 @@ class Service:
         return open_model(self.settings, directory, self._regime)
 
     async def reload(self) -> str:
-        """Exchange the model for what the directory holds now; its version.
+        """Load the model that the directory holds now, and return its version.
 
-        Calls that come while one waits for another to end share it.
+        Calls that arrive while one waits for another to end share it.
 
         Raises
         ------
         ValueError, OSError, MemoryError
-            If it cannot serve: the old one goes on.
+            If the new model cannot serve; the old one continues.
         """
         if self._next_reload is None:
             self._next_reload = asyncio.ensure_future(self._reload())
         return await asyncio.shield(self._next_reload)
 
     async def _reload(self) -> str:
-        await self._begun.wait()  # or what was loaded first would take the place of what came then
+        await self._begun.wait()  # otherwise the first model could replace a newer one
         async with self._reloading:
             self._next_reload = None  # the directory may change from now on
             try:
                 loaded = await self._load()
             except (ValueError, OSError, MemoryError) as error:
                 self.metrics.reload_failed()
-                _LOG.error("the model was not reloaded, and the old one serves: %s", error)
+                _LOG.error("the model was not reloaded, and the old one keeps serving: %s", error)
                 raise
             self._serve(loaded)
             self.metrics.loaded(loaded.version)
@@ -565,12 +566,12 @@ class Service:
             await asyncio.wait(self._aside)
         if self.log is not None:
             await self.engine.run(self.log.close)
-            self.tick()  # its last rows count, too, for who replaces this worker
+            self.tick()  # counts its last rows too, for the worker that replaces this one
         await self.engine.run(self.access.close)
         self.engine.close()
 
     def tick(self) -> None:
-        """Log and count what was answered lately; a server calls it ten times a second."""
+        """Log and count recent answers; a server calls it ten times a second."""
         self._log_rows()
         self.access.flush()
         self.metrics.fold()
@@ -585,7 +586,7 @@ class Service:
 
     @property
     def catalog(self) -> fr.Catalog | None:
-        """None until there is one."""
+        """The catalog; None until there is one."""
         return None if self._loaded is None else self._loaded.catalog
 
     @property
@@ -595,17 +596,17 @@ class Service:
 
     @property
     def rules(self) -> dict[str, Named]:
-        """That requests may name; none until there is a model."""
+        """Rules that requests may name; none until there is a model."""
         return {} if self._loaded is None else self._loaded.rules
 
     @property
     def in_force(self) -> InForce:
-        """What else is ranked by; nothing until there is a model."""
+        """The regime in force; empty until there is a model."""
         return InForce() if self._loaded is None else self._loaded.in_force
 
     @property
     def ready(self) -> bool:
-        """Whether new requests should come here."""
+        """Whether new requests should be sent here."""
         return self._loaded is not None and not self.draining and not self.hangs
 
     @property
@@ -631,7 +632,7 @@ class Service:
         """
         self.clients.check(request, self.rules)
         request.k = self._places(request)
-        # Nobody can send a request again under an id that was drawn here.
+        # A request without an id of its own cannot be sent again.
         if origin.request_id_source == "server" or not self.settings.keep_answers:
             return await self._answer(request, origin, is_batch, line)
         given = origin.request_id
@@ -645,13 +646,13 @@ class Service:
         try:
             body = await self._answer(request, origin, is_batch, line)
         except BaseException as error:
-            self._answers.failed(given, error)  # and is tried anew when it is sent again
+            self._answers.failed(given, error)  # a repeated request is tried anew
             raise
         self._answers.keep(given, body)
         return body
 
     def no_http(self) -> None:
-        """Count what was not HTTP, and was answered by a 400."""
+        """Count input that was not HTTP, and was answered with a 400."""
         self.metrics.refused(400)
         if self.access.least <= 400:
             self.access.note(Line(0.0, "-", "-", 400, 0.0, 0, code="no_http"))
@@ -734,7 +735,7 @@ class Service:
             ranked = await self.engine.rank(job)
         except ValueError as error:
             text = str(error)
-            if text.startswith("damaged: "):  # the model's files, and nothing of the request
+            if text.startswith("damaged: "):  # caused by the model's files, not by the request
                 raise
             raise ProblemError(422, "invalid_value", text, field=field_of(text)) from None
         if has_table:
@@ -799,7 +800,7 @@ class Service:
         return found, False
 
     def _rules(self, loaded: Loaded, request: Request) -> fr.Rules | RulesBody | None:
-        """Those that it names, or says itself."""
+        """The rules that the request names or states."""
         rules, names = request.rules, list(loaded.rules)
         if isinstance(rules, str) and rules in loaded.rules:
             return loaded.rules[rules].rules
@@ -808,7 +809,7 @@ class Service:
             raise ProblemError(
                 422,
                 "unknown_rules",
-                f"rules: expected the name of some that the server has ({have});"
+                f"rules: expected a name that the server defines ({have});"
                 f" got {short(rules)!r}{nearest(rules, names)}",
                 field="rules",
                 value=rules,
@@ -820,13 +821,13 @@ class Service:
         return rules
 
     def _log_rows(self) -> None:
-        """Hand what was answered to the log: many at a time take half of what each takes alone."""
+        """Pass answered rows to the log: together they take half the time of single rows."""
         unlogged, self._unlogged = self._unlogged, []
         for row in unlogged:
             self._log_row(row)
 
     async def _log_aside(self, row: _Unlogged) -> None:
-        """In a thread, since others would wait while a long filter is sorted and hashed."""
+        """Log in a thread, since sorting and hashing a long filter would make others wait."""
         if len(self._aside) >= _MOST_ASIDE:
             await asyncio.wait(self._aside, return_when=asyncio.FIRST_COMPLETED)
         logged = asyncio.ensure_future(self.engine.run(lambda: self._log_row(row)))
@@ -836,7 +837,7 @@ class Service:
     def _log_row(self, row: _Unlogged) -> None:
         job, ranked, served, latency, ts = row
         assert self.log is not None
-        # The model knows a user's vector, and the log the model.
+        # The model knows a user's vector, and the log names the model.
         known = served.user_id is not None and not served.is_fallback
         try:
             self.log.append(
@@ -858,37 +859,37 @@ class Service:
                 user_temperature=served.user_temperature,
                 ts=ts,
             )
-        except Exception:  # one row must not take the others with it, nor end the server
+        except Exception:  # one row must not affect the others, nor end the server
             self.metrics.not_logged()
             _LOG.exception("request %r: not logged", served.origin.request_id)
 
 
 def _scaled(policies: Mapping[str, fr.Policy], factor: float | None) -> Mapping[str, fr.Policy]:
-    """Policies as they are for a user with such a factor in temperatures, as far as they can be."""
+    """The policies for a user with this temperature factor, as far as they can be scaled."""
     if factor is None:
         return policies
     found = {}
     for name, policy in policies.items():
-        with contextlib.suppress(ValueError):  # beyond all temperatures
+        with contextlib.suppress(ValueError):  # outside the range of temperatures
             found[name] = policy.scaled(factor)
     return found
 
 
 def _kind_of(catalog: fr.Catalog) -> str:
-    """Of its item ids, as a log calls it."""
+    """The kind of its item ids, as a log names it."""
     return "str" if catalog.item_ids.dtype.kind == "U" else "int64"
 
 
 class _Answers:
-    """Answers by request id, those of the latest requests, for requests that are sent again."""
+    """Answers to the latest request ids, for requests that are sent again."""
 
     def __init__(self, most: int) -> None:
-        # Each with a hash of what was asked.
+        # Each with a hash of the request.
         self._being_made: dict[str, tuple[int, asyncio.Future[bytes]]] = {}
         self._made = LRU[str, tuple[int, asyncio.Future[bytes]]](_KEPT_BYTES, entries=most)
 
     def get(self, request_id: str, content: int) -> asyncio.Future[bytes] | None:
-        """A ProblemError if something else was asked under this id."""
+        """The answer to a request id; ProblemError if its request was different."""
         found = self._being_made.get(request_id) or self._made.get(request_id)
         if found is None:
             return None
@@ -896,32 +897,32 @@ class _Answers:
             raise ProblemError(
                 409,
                 "request_id_taken",
-                f"request_id: {request_id!r} came before, with another request",
+                f"request_id: {request_id!r} was used by another request",
                 field="request_id",
                 value=request_id,
             )
         return found[1]
 
     def begin(self, request_id: str, content: int) -> asyncio.Future[bytes]:
-        """The answer is being made."""
+        """Note that the answer is being made."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._being_made[request_id] = content, answer
         return answer
 
     def keep(self, request_id: str, body: bytes) -> None:
-        """Here it is; those make room that were not asked for again for longest."""
+        """Keep the answer; those not requested for the longest time make room."""
         made = self._being_made.pop(request_id)
         made[1].set_result(body)
         self._made.put(request_id, made, len(body))
 
     def failed(self, request_id: str, error: BaseException) -> None:
-        """There is none."""
+        """Note that there is no answer."""
         _, answer = self._being_made.pop(request_id)
         answer.set_exception(error if isinstance(error, ProblemError) else _interrupted())
-        answer.exception()  # nobody need wait for it
+        answer.exception()  # marks it as retrieved, since nobody may wait for it
 
 
 def _interrupted() -> ProblemError:
     return ProblemError(
-        503, "interrupted", "the first request of this id was broken off", retry_after=1
+        503, "interrupted", "the first request with this id was interrupted", retry_after=1
     )

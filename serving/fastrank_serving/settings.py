@@ -1,7 +1,7 @@
-"""How a server is set up: one table of options, with the words for each.
+"""How a server is set up: one table of options, with a description of each.
 
-A field of `Settings` is an option. The command line (`fastrank.cli.serve`), the environment, what
-is checked, and the table of serving/README.md are made of these fields and of nothing else.
+A field of `Settings` is an option. The command line (`fastrank.cli.serve`), the environment, the
+checks, and the table of docs/reference/settings.md are derived from these fields only.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BODY", "MAX_M", "OPTIONS", "OTHERS", "PREFIX", "Option", "Settings"]
 
 MAX_M = 100_000  # candidates of a flat tail that a request may ask for
-_MOST = 1 << 50  # bytes, of no disk
-MAX_BODY = 6_291_456  # bytes: SageMaker's own limit
+_MOST = 1 << 50  # bytes; larger than any disk
+MAX_BODY = 6_291_456  # bytes: the limit of SageMaker
 PREFIX = "FASTRANK_"  # of variables
 _DEFAULT = click.core.ParameterSource.DEFAULT
 
-# Variables that are no options.
+# Variables that are not options.
 OTHERS = {
-    "FASTRANK_CACHE_DIR": "Where compiled score functions are kept.",
+    "FASTRANK_CACHE_DIR": "Directory of compiled score functions.",
     "FASTRANK_ISA": "The build of the native core, instead of the best for this CPU.",
     "FASTRANK_SECRET": "The secret itself, instead of `--secret-file`; never an argument.",
-    "FASTRANK_TRACEBACK": "If it is set, bad input to a command ends in a traceback.",
+    "FASTRANK_TRACEBACK": "If set, bad input to a command ends in a traceback.",
 }
 
 
 _NEXT_POLICY = re.compile(r",(?![^,:=]*=)")
 
 
-# ---- What options take ----------------------------------------------------------------------
+# ---- Types of options ------------------------------------------------------------------------
 
 
 class _Seconds(click.FloatRange):
@@ -57,8 +57,8 @@ class _Seconds(click.FloatRange):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         found: float = super().convert(value, param, ctx)
-        if math.isnan(found):  # which no range leaves out
-            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        if math.isnan(found):  # which passes every range
+            self.fail(f"expected a number of seconds; got {value!r}", param, ctx)
         return found
 
 
@@ -73,7 +73,7 @@ class _Policy(click.types.StringParamType):
 
 
 class _Fields(click.types.StringParamType):
-    """Fields of a request, with commas between them."""
+    """Fields of a request, separated by commas."""
 
     name = "fields"
 
@@ -88,7 +88,7 @@ class _Fields(click.types.StringParamType):
 
 
 class _Policies(click.types.StringParamType):
-    """Policies with commas between them: one before ``name=`` goes on with the policy before it."""
+    """Policies separated by commas; a part that starts with ``name=`` belongs to the one before."""
 
     name = "policies"
 
@@ -100,13 +100,13 @@ class _Policies(click.types.StringParamType):
 
 
 class _SecretFile(click.Path):
-    """A path, of which what the file holds is kept: all workers have what was read once."""
+    """A path whose content is read once and kept, so that all workers have the same content."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if isinstance(value, Secret):
             return value
-        if not os.path.lexists(value) and is_secret(value):  # no line may repeat it
-            self.fail("expected the name of a file, and not the secret itself.", param, ctx)
+        if not os.path.lexists(value) and is_secret(value):  # an error must not repeat it
+            self.fail("expected the name of a file, not the secret itself.", param, ctx)
         try:
             return Secret.read(os.fsdecode(super().convert(value, param, ctx)))
         except (OSError, ValueError) as error:
@@ -114,7 +114,7 @@ class _SecretFile(click.Path):
 
 
 class _Texts(click.types.StringParamType):
-    """One of several texts; in a variable they are divided by commas."""
+    """Repeatable texts; in a variable they are separated by commas."""
 
     def split_envvar_value(self, rv: str) -> list[str]:
         try:
@@ -124,7 +124,7 @@ class _Texts(click.types.StringParamType):
 
 
 class _Level(click.Choice[str]):
-    """A level by its name, or by the number that Python's logging and SageMaker have for it."""
+    """A level by its name, or by its number in Python's logging and in SageMaker."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         numbers = {str(10 * j): name for j, name in enumerate(self.choices, 1)}
@@ -136,7 +136,7 @@ def _folder() -> click.Path:
 
 
 class _Model(click.Path):
-    """A directory that exists; the container's own need not where one is watched."""
+    """A directory that exists; the container's own may be missing if one is watched."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if ctx is not None and ctx.get_parameter_source(param.name) is _DEFAULT:
@@ -147,20 +147,20 @@ class _Model(click.Path):
 
 
 class _Place(click.Path):
-    """A directory, or what fsspec has under a URL."""
+    """A directory, or a URL that fsspec opens."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         return value if is_url(value) else super().convert(value, param, ctx)
 
 
 class _Version(click.types.StringParamType):
-    """The name of a directory in another."""
+    """The name of a version: a directory in another one."""
 
     name = "version"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not value or "/" in value or not is_data(value):
-            self.fail(f"{value!r} is not the name of a version.", param, ctx)
+            self.fail(f"expected the name of a version; got {value!r}", param, ctx)
         return value
 
 
@@ -174,21 +174,22 @@ class Option:
     Attributes
     ----------
     field : str
-        Of `Settings`.
+        The field of `Settings`.
     name : str
-        On the command line; of an argument, in capitals.
+        The name on the command line; in capitals for an argument.
     variables : tuple of str
-        Of the environment: ``FASTRANK_<OPTION>``, and an older name that some have.
+        Environment variables: ``FASTRANK_<OPTION>``, and for some options an older name.
     platform : str
-        A variable that SageMaker sets; heeded in a container alone.
+        A variable that SageMaker sets; read in a container only.
     takes : click.ParamType
-        An option that takes texts is repeatable.
+        The type; an option that takes texts is repeatable.
     words : str
-        For people.
+        The description.
     default, in_container
-        Anywhere, and in a container; None for none, or where it is found out at the start.
+        The default elsewhere, and in a container; None if there is none, or if it is determined at
+        start.
     shown, shown_in_container : str
-        What is said of a default that does not speak for itself.
+        Descriptions of defaults that need one.
     metavar : str, optional
     """
 
@@ -217,13 +218,13 @@ class Option:
         return isinstance(self.takes, _Texts)
 
     def check(self, value: Any) -> None:
-        """A ValueError, naming the setting, for a value that the option would not take."""
+        """Raise ValueError, naming the setting, for a value that the option would refuse."""
         takes = self.takes
         try:
             if isinstance(takes, _Fields) and value is not None and value != ():
                 takes.convert(",".join(value), None, None)
             if isinstance(takes, click.Choice):
-                if value not in takes.choices:  # as it stands there
+                if value not in takes.choices:  # click would also accept other cases
                     takes.fail(takes.get_invalid_choice_message(value, None))
             elif isinstance(takes, click.IntRange | _Seconds):
                 number = int if isinstance(takes, click.IntRange) else int | float
@@ -235,7 +236,7 @@ class Option:
 
 
 def _said(takes: Any, words: str, **more: Any) -> dict[str, Any]:
-    """What is said of an option, beside its default."""
+    """Metadata of an option: everything except its default elsewhere."""
     return {"takes": takes, "words": words, **more}
 
 
@@ -245,7 +246,7 @@ def _model_of_container() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of a server. Each is an option, and its words say what it is.
+    """All settings of a server. Each is an option, described by its words.
 
     Raises
     ------
@@ -266,22 +267,22 @@ class Settings:
         default=None,
         metadata=_said(
             _Model(exists=True, file_okay=False, path_type=Path),
-            "The directory that `fastrank build` or `Model.save` made. With --watch it need not be"
-            " given, and is served until a version has arrived.",
+            "The directory that `fastrank build` or `Model.save` made. With --watch it is optional,"
+            " and is served until a version arrives.",
             name="MODEL",
             in_container=_model_of_container,
             shown_in_container="`/opt/ml/model`; `SAGEMAKER_BASE_DIR` moves `/opt/ml`",
         ),
     )
     host: str = field(
-        default="127.0.0.1",  # in a container the contract wants all
+        default="127.0.0.1",  # in a container, SageMaker needs all addresses
         metadata=_said(click.STRING, "Address to listen on.", in_container="0.0.0.0"),
     )
     port: int = field(
         default=8080,
         metadata=_said(
             click.IntRange(0, 65_535),
-            "Port; 0: one that is free.",
+            "Port; 0 picks a free one.",
             platform="SAGEMAKER_BIND_TO_PORT",
         ),
     )
@@ -289,7 +290,8 @@ class Settings:
         default=None,
         metadata=_said(
             _Policy(),
-            "For requests that name none. What it leaves out, the temperature say, is the model's.",
+            "The policy for requests that name none. The model's own policy fills in what it leaves"
+            " out, such as the temperature.",
             metavar=SYNTAX,
             shown="the model's own",
         ),
@@ -298,8 +300,8 @@ class Settings:
         default=None,
         metadata=_said(
             _Policy(),
-            "Ranks users that the model does not know by the catalog's bias alone, or by what its"
-            " score makes of a dot product of 0.",
+            "Ranks users that the model does not know, by the catalog's bias alone or by its score"
+            " for a dot product of 0.",
             metavar=SYNTAX,
             shown="a 404",
         ),
@@ -308,8 +310,8 @@ class Settings:
         default=None,
         metadata=_said(
             click.STRING,
-            "Name of the experiment. Users are divided among its arms, which rank requests that"
-            " name no policy.",
+            "Name of the experiment. Its arms share the users, and rank requests that name no"
+            " policy.",
             metavar="NAME",
             shown="none",
         ),
@@ -318,7 +320,7 @@ class Settings:
         default=(),
         metadata=_said(
             _Texts(),
-            "An arm of the experiment: its policy and its share; all shares sum to 1.",
+            "An arm of the experiment: its policy and its share. All shares sum to 1.",
             name="arm",
             metavar=ARM_SYNTAX,
             shown="none",
@@ -328,9 +330,9 @@ class Settings:
         default=(),
         metadata=_said(
             _Texts(),
-            "A policy whose log-propensities of what is shown are answered and logged, too, so that"
-            " it can be evaluated without the model. All of them take about one and a half passes"
-            " more.",
+            "A policy whose log-propensities of what is shown are also answered and logged, so that"
+            " it can be evaluated without the model. Together these policies cost about one and a"
+            " half extra passes.",
             metavar=ALSO_SYNTAX,
             shown="none",
         ),
@@ -339,17 +341,17 @@ class Settings:
         default=None,
         metadata=_said(
             click.STRING,
-            "The control file, a path or a URL that fsspec opens (s3://...): arms and their"
-            " shares, or that rankings are deterministic. It is followed while the server runs.",
+            "The control file, a path or a URL that fsspec opens (s3://...). It sets arms and their"
+            " shares, or makes all rankings deterministic. The server follows its changes.",
             metavar="FILE",
             shown="none",
         ),
     )
     control_every: float = field(
         default=10.0,
-        metadata=_said(  # with jitter, the read and the change below 30
+        metadata=_said(  # jitter, the read and the change together stay below 30
             _Seconds(0, 20, min_open=True),
-            "Seconds from one look at the control file to the next, give or take a fifth.",
+            "Seconds between two reads of the control file, plus or minus a fifth.",
         ),
     )
     k: int = field(
@@ -362,8 +364,8 @@ class Settings:
         default=(),
         metadata=_said(
             _Texts(),
-            "A score function that requests may name, and the model's own score. Its module is"
-            " imported, also from the current directory.",
+            "A score function that requests and the model's own score may name. Its module is"
+            " imported, possibly from the current directory.",
             shown="none",
             name="score-function",
             variables=("FASTRANK_SCORE_FUNCTIONS",),
@@ -375,7 +377,7 @@ class Settings:
         metadata=_said(
             _Texts(),
             "Rules that requests may name, from a JSON file with the keys of fastrank.Rules; or"
-            " FILE alone, an object with several by their names. Read again at each reload.",
+            " FILE alone, an object with several rules by name. Read again at each reload.",
             shown="none",
             metavar="NAME=FILE",
         ),
@@ -384,8 +386,8 @@ class Settings:
         default=False,
         metadata=_said(
             click.BOOL,
-            "Requests may not state rules of their own, only name the server's: rules:named, for"
-            " all clients.",
+            "Requests may not state rules of their own, only name the server's: like rules:named,"
+            " for all clients.",
         ),
     )
     clients_may: Fields | None = field(
@@ -393,8 +395,8 @@ class Settings:
         metadata=_said(
             _Fields(FIELDS),
             "Fields of a request that clients may set besides user_id, separated by commas; or"
-            " none, or all. score:named and rules:named allow only what the server has a name for."
-            " Others get a 403.",
+            " none, or all. score:named and rules:named allow only names that the server defines."
+            " Other fields get a 403.",
             shown="all",
             metavar="FIELD,...",
         ),
@@ -405,7 +407,7 @@ class Settings:
             _Fields(OF_GATEWAY),
             "There is a gateway, and these fields may be set through it. The gateway sets"
             " request_id itself.",
-            shown="no gateway: what has its form is a client's",
+            shown="no gateway: requests in its form count as a client's",
             metavar="FIELD,...",
         ),
     )
@@ -413,8 +415,8 @@ class Settings:
         default=None,
         metadata=_said(
             _Policies(),
-            "Policies that requests may name, separated by commas: with the parameters that are"
-            " stated, or with any where none are.",
+            "Policies that requests may name, separated by commas: with the parameters stated, or"
+            " with any if none are stated.",
             shown="any",
             metavar="POLICY[:PARAM=VALUE,...],...",
         ),
@@ -437,14 +439,14 @@ class Settings:
         default=256,
         metadata=_said(
             click.IntRange(1, 1_000_000),
-            "How many requests are served or wait in a process; the next one gets a 429.",
+            "How many requests may be served or wait in a process; the next one gets a 429.",
         ),
     )
     share: int = field(
         default=64,
         metadata=_said(
             click.IntRange(1, 1024),
-            "How many waiting requests are ranked in one pass; 1: each by itself.",
+            "How many waiting requests are ranked in one pass; 1 ranks each by itself.",
         ),
     )
     max_k: int = field(default=1000, metadata=_said(click.IntRange(1, 1_000_000), "Largest k."))
@@ -473,7 +475,7 @@ class Settings:
         ),
     )
     deadline: float = field(
-        default=20.0,  # below the 29 of API Gateway
+        default=20.0,  # below API Gateway's 29
         metadata=_said(
             _Seconds(0, 86_400, min_open=True),
             "Seconds to answer a request, once it has arrived.",
@@ -484,34 +486,34 @@ class Settings:
         default=30.0,
         metadata=_said(
             _Seconds(0, 86_400, min_open=True),
-            "Seconds for a client to send a request's head, and again its body.",
+            "Seconds for a client to send a request's head, and again for its body.",
         ),
     )
     keep_alive: int = field(
         default=75,
         metadata=_said(
             click.IntRange(1, 86_400),
-            "Seconds for which a connection may be idle: longer than the proxy or balancer in"
-            " front keeps it.",
+            "Seconds that a connection may be idle; longer than the proxy or balancer in front"
+            " keeps it.",
         ),
     )
     drain_delay: float = field(
         default=0.0,
         metadata=_said(
             _Seconds(0, 86_400),
-            "Seconds for which requests are still accepted after SIGTERM, while /ping says 503.",
+            "Seconds that requests are still accepted after SIGTERM, while /ping says 503.",
             in_container=5.0,  # with the drain, and a second for the log, below SageMaker's 30
         ),
     )
     drain_timeout: float = field(
         default=20.0,
-        metadata=_said(_Seconds(1, 86_400), "Seconds after that for requests in flight."),
+        metadata=_said(_Seconds(1, 86_400), "Seconds after that for open requests to end."),
     )
     watch: Path | str | None = field(
         default=None,
         metadata=_said(
             _Place(file_okay=False, path_type=Path),
-            "Where models arrive, each in a directory of its own; the last one by name is served.",
+            "Where models arrive, each in its own directory; the last one by name is served.",
             metavar="DIRECTORY|s3://BUCKET/PREFIX",
             shown="none",
         ),
@@ -520,22 +522,22 @@ class Settings:
         default=None,
         metadata=_said(
             _Version(),
-            "The version of those watched that is served, instead of the last one.",
-            shown="what the file PIN beside them says",
+            "The watched version to serve, instead of the last one.",
+            shown="the content of the file PIN beside the versions",
         ),
     )
     watch_every: float = field(
         default=30.0,
         metadata=_said(
             _Seconds(0, 86_400, min_open=True),
-            "Most seconds between two looks at what is watched; half as many at least.",
+            "Most seconds between two looks at the watched place; at least half as many.",
         ),
     )
     watch_copies: Path | None = field(
         default=None,
         metadata=_said(
             _folder(),
-            "Directory for copies of what is watched, of this server alone.",
+            "Directory for copies of watched versions, used by this server only.",
             shown="a temporary one",
         ),
     )
@@ -544,14 +546,14 @@ class Settings:
         metadata=_said(
             click.IntRange(1, _MOST),
             "Most bytes of these copies: of the version that serves and of the next one.",
-            shown="what the disk has",
+            shown="limited by the disk",
         ),
     )
     log_directory: Path | str | None = field(
         default=None,
         metadata=_said(
             _Place(file_okay=False, path_type=Path),
-            "Directory of the propensity log, or where it is uploaded.",
+            "Directory of the propensity log, or the URL to upload it to.",
             name="log",
             variables=("FASTRANK_LOG_DIR",),
             metavar="DIRECTORY|s3://BUCKET/PREFIX",
@@ -562,15 +564,15 @@ class Settings:
         default="off",
         metadata=_said(
             click.Choice(["off", "text", "json"], case_sensitive=False),
-            "A line on standard output for each answer: text or json. Off: 4xx and 5xx alone, 10 a"
-            " second and 100 at once in each process, on standard error.",
+            "Writes a line to standard output for each answer: text or json. off: only 4xx and 5xx,"
+            " at most 10 a second and 100 at once in each process, on standard error.",
         ),
     )
     log_spool: Path | None = field(
         default=None,
         metadata=_said(
             _folder(),
-            "Directory of this server alone, where a log is until it is uploaded.",
+            "Directory where the log waits until it is uploaded, used by this server only.",
             shown="a temporary one",
         ),
     )
@@ -578,22 +580,22 @@ class Settings:
         default=60.0,
         metadata=_said(
             _Seconds(0, 86_400, min_open=True),
-            "Seconds after which rows that are to be uploaded are sealed into a file, and leave.",
+            "Seconds until rows to be uploaded are sealed into a file and sent.",
         ),
     )
     log_backlog: int = field(
         default=1 << 30,
         metadata=_said(
             click.IntRange(1, _MOST),
-            "Most bytes of log that are kept while they cannot be uploaded; then the oldest are"
-            " dropped.",
+            "Most bytes of log that are kept while uploads fail; then the oldest are dropped.",
         ),
     )
     admin_socket: Path | None = field(
         default=None,
         metadata=_said(
             click.Path(dir_okay=False, path_type=Path),
-            "Unix socket for POST /-/reload. The user who started the server may use it, and root.",
+            "Unix socket for POST /-/reload. Only root and the user who started the server may use"
+            " it.",
             shown="none",
         ),
     )
@@ -601,7 +603,7 @@ class Settings:
         default=None,
         metadata=_said(
             _SecretFile(exists=True, dir_okay=False),
-            "File with a secret of at least 128 bits, the same for all replicas: seeds are derived"
+            "File with a secret of at least 128 bits, the same for all replicas. Seeds are derived"
             " from it.",
             name="secret-file",
             shown="none: seeds are drawn",
@@ -611,7 +613,7 @@ class Settings:
         default=True,
         metadata=_said(
             click.BOOL,
-            "The page at /, which lists users to anybody who reaches the port.",
+            "Serves the explorer page at /, which lists users to everyone who reaches the port.",
             in_container=False,
         ),
     )
@@ -642,36 +644,36 @@ class Settings:
             raise ValueError("model: give MODEL, or --watch")
         for name in ("pin", "watch_copies"):
             if getattr(self, name) is not None and self.watch is None:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)} goes with watch, which is not given"
-                )
+                raise ValueError(f"{name}: {getattr(self, name)} needs watch")
         if self.log_spool is not None and not self.is_log_uploaded:
             raise ValueError(
-                f"log_spool: {self.log_spool} goes with a log that is uploaded, and log is"
+                f"log_spool: {self.log_spool} needs a log that is uploaded, and log is"
                 f" {self.log_directory or 'not given'}"
             )
         if self.k > self.max_k:
-            raise ValueError(f"k: {self.k} is more than max_k, which is {self.max_k}")
+            raise ValueError(f"k: expected at most max_k, {self.max_k}; got {self.k}")
         if self.max_held < self.max_body:
             raise ValueError(
-                f"max_held: {self.max_held} is less than max_body, which is {self.max_body}: no"
-                " body of that size would be read"
+                f"max_held: expected at least max_body, {self.max_body}, or no body of that size"
+                f" could be read; got {self.max_held}"
             )
 
     def _check_experiment(self) -> None:
         if self.arms and self.experiment is None:
-            raise ValueError("arm: it is of no experiment: state one by --experiment")
+            raise ValueError("arm: there is no experiment: name one by --experiment")
         if self.experiment is not None and not self.arms and self.control is None:
             raise ValueError("experiment: it has no arms: state them by --arm, or --control")
         if self.arms and self.policy is not None:
-            raise ValueError("policy: contradicts arm: requests that name none are an arm's")
+            raise ValueError(
+                "policy: contradicts arm: requests that name no policy get an arm's policy"
+            )
         if self.control == "":
             raise ValueError("control: expected a path or a URL, got ''")
         _ = self.regime
 
     @property
     def regime(self) -> Regime:
-        """What rankings are drawn by, while no control file says otherwise."""
+        """The policies in force unless a control file says otherwise."""
         return Regime.stated(self.experiment, self.arms, self.also, self.secret)
 
     @property
@@ -680,12 +682,12 @@ class Settings:
 
     @property
     def copy(self) -> Path | None:
-        """Leads to the copy of the version that is in force; None where none is watched."""
+        """The link to the copy of the version in force; None if none is watched."""
         return None if self.watch_copies is None else self.watch_copies / "current"
 
     @property
     def directory(self) -> Path | None:
-        """Of the model to serve; None: it has not arrived."""
+        """The directory of the model to serve; None if it has not arrived."""
         return self.copy if self.copy is not None and self.copy.exists() else self.model
 
 

@@ -1,8 +1,8 @@
-"""Models that arrive: a place is watched for versions, and the last whole one is served.
+"""Models that arrive: a place is watched for versions, and the last complete one is served.
 
-A version is a directory as `fastrank build` made it. It is copied to a fresh directory of this
-machine, where its hashes are verified and requests of every kind are made; only then the link that
-servers open leads to it, and the version before is removed. Nothing in the watched place itself is
+A version is a directory made by `fastrank build`. It is copied to a new directory on this machine,
+where its hashes are verified and requests of every kind are made. Only then does the link that
+servers open lead to it, and the previous version is removed. Nothing in the watched place itself is
 ever mapped.
 """
 
@@ -34,16 +34,16 @@ from fastrank_serving.settings import Settings
 
 __all__ = ["PIN", "Watcher", "newest_first"]
 
-PIN = "PIN"  # a file beside the versions, that holds the name of the one to serve
+PIN = "PIN"  # a file beside the versions that names the one to serve
 _LOG = logging.getLogger("fastrank.serving")
 _DIGITS = re.compile(r"(\d+)")
-_NONE = "/"  # stands for what is no version
-_AGAIN = 300.0  # seconds until what failed for a reason of the machine's is tried once more
-_COPY = re.compile(r"[0-9a-f]{16}")  # a copy, called by the beginning of its manifest's hash
+_NONE = "/"  # stands for no version
+_AGAIN = 300.0  # seconds until a copy that failed because of the machine is tried again
+_COPY = re.compile(r"[0-9a-f]{16}")  # a copy, named by the start of its manifest's hash
 
 
 def newest_first(names: Iterable[str]) -> list[str]:
-    """Versions by their names, in which numbers count as such.
+    """Sort versions by name, newest first; numbers in names are compared as numbers.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def _order(name: str) -> tuple[list[tuple[str, int]], str]:
 
 
 class _RefusedError(Exception):
-    """A version cannot be served as it is now; logged once for each kind of reason."""
+    """A version cannot be served in its present state; logged once for each kind of reason."""
 
     def __init__(self, kind: str, why: str) -> None:
         super().__init__(why)
@@ -70,14 +70,14 @@ class _RefusedError(Exception):
 
 
 class Watcher:
-    """Looks for versions, and brings the one that should be served.
+    """Looks for versions, and puts the right one into service.
 
     Parameters
     ----------
     settings : Settings
         With `watch`, and a directory for copies.
     registry : CollectorRegistry
-        Of the metrics.
+        For the metrics.
     """
 
     def __init__(self, settings: Settings, registry: CollectorRegistry) -> None:
@@ -87,9 +87,9 @@ class Watcher:
         self._where = settings.watch
         self._link = settings.copy
         self._place: Place | None = None
-        self._served: str | None = None  # its name, once it was brought by this very watcher
-        self._said: dict[str, str] = {}  # the kind of what is wrong, by version; "": the place
-        # Versions that were copied in vain: as they were then, why, and until when that is so.
+        self._served: str | None = None  # its name, once this watcher has brought it
+        self._said: dict[str, str] = {}  # kind of the problem by version; "" is the place itself
+        # Versions that could not be copied: their state then, the reason, and until when it holds.
         self._in_vain: dict[str, tuple[object, _RefusedError, float]] = {}
         self._in_force = Gauge(
             "fastrank_watch_version_info",
@@ -99,12 +99,12 @@ class Watcher:
         )
         self._looked = Gauge(
             "fastrank_watch_last_look_timestamp_seconds",
-            "When what is watched was last seen.",
+            "When the watched place was last seen.",
             registry=registry,
         )
         self._failures = Counter(
             "fastrank_watch_failures",
-            "Looks that failed, and versions that were refused, each once for each reason.",
+            "Looks that failed and versions that were refused, each once for each reason.",
             ["what"],
             registry=registry,
         )
@@ -113,7 +113,7 @@ class Watcher:
         self._clean()
 
     def look(self) -> bool:
-        """Look once; whether another version is in force now. What goes wrong is logged."""
+        """Look once; return whether another version is in force now. Problems are logged."""
         try:
             if self._place is None:
                 self._place = places.place(self._where)
@@ -122,7 +122,7 @@ class Watcher:
             pin = self._settings.pin
             if pin is None and PIN in names:
                 pin = self._place.read(PIN).decode("utf-8", "replace").strip()
-        except Exception as error:  # stores raise what they like
+        except Exception as error:  # stores may raise anything
             self._failures.labels("look").inc()
             self._say("", type(error).__name__, f"cannot be watched: {_why(error)}")
             return False
@@ -130,12 +130,12 @@ class Watcher:
         self._mended("", "is watched again")
         if pin is not None:
             wanted = [pin] if pin in versions else []
-            missing = f"the version {pin!r}, which is pinned, is not there"
+            missing = f"the pinned version {pin!r} is missing"
         else:
             wanted = newest_first(versions)
             missing = "there is no version, which would be a directory"
             if store.MANIFEST in names:
-                missing = "it is a version itself: watch the directory that it is in"
+                missing = "it is a version itself: watch the directory that contains it"
         if wanted:
             self._said.pop(_NONE, None)
         else:
@@ -143,25 +143,26 @@ class Watcher:
         for name in wanted:
             is_back = pin is None and self._served is not None
             if is_back and _order(name) < _order(str(self._served)):
-                break  # what serves has gone from there, and is newer
+                break  # the version that serves was removed there, and is newer
             try:
                 is_new = self._bring(name)
             except Exception as error:
                 self._refuse(name, error)
                 continue
-            self._mended(name, f"the version {name!r} is whole now")
+            self._mended(name, f"the version {name!r} is complete now")
             return is_new
         return False
 
     # ---- One version ------------------------------------------------------------------------
 
     def _bring(self, name: str) -> bool:
-        """Have a version served; whether it is another one. An error says why it cannot be."""
+        """Put a version into service; return whether it is a new one. An error says why it cannot
+        be."""
         assert self._place is not None
         try:
             manifest = self._place.read(f"{name}/{store.MANIFEST}")
         except FileNotFoundError:
-            raise _RefusedError("not whole", f"it is not whole: no {store.MANIFEST}") from None
+            raise _RefusedError("not whole", f"it is incomplete: no {store.MANIFEST}") from None
         digest, files = store.files_of(name, manifest)
         target = self._link.with_name(digest[:16])
         if self._link.exists() and self._link.resolve() == target.resolve():
@@ -172,7 +173,7 @@ class Watcher:
             found = there[file].size if file in there else None
             if found != size:
                 what = "missing" if found is None else f"there with {found} bytes of {size}"
-                raise _RefusedError("not whole", f"it is not whole: {file} is {what}")
+                raise _RefusedError("not whole", f"it is incomplete: {file} is {what}")
         state = digest, {file: there[file] for file in files}
         was, why, until = self._in_vain.get(name, (None, None, 0.0))
         if why is not None and was == state and time.monotonic() < until:
@@ -202,7 +203,7 @@ class Watcher:
         return True
 
     def _copy(self, name: str, manifest: bytes, files: Iterable[str], copy: Path) -> float:
-        """Into a directory of its own; when that was done."""
+        """Copy into a directory of its own; return when that was done."""
         assert self._place is not None
         copy.mkdir()
         for file in files:
@@ -224,10 +225,10 @@ class Watcher:
             )
 
     def _test(self, copy: Path) -> None:
-        """Verify hashes and contents, then have requests of every kind answered."""
+        """Verify hashes and contents, then answer requests of every kind."""
         settings = self._settings
         open_directory(copy, verify=True, functions=imported(settings.score_functions))
-        loaded = open_model(settings, copy, settings.regime, warns=False)  # who serves it says it
+        loaded = open_model(settings, copy, settings.regime, warns=False)  # the server warns itself
         asyncio.run(rehearse_apart(settings, loaded))
         before = settings.directory
         if settings.log_directory is not None and before is not None:
@@ -241,8 +242,8 @@ class Watcher:
         sync(self._link.parent)
 
     def _clean(self) -> None:
-        """Remove all copies but the one in force: who has files of them mapped keeps those."""
-        gc.collect()  # of what was tested nothing stays mapped
+        """Remove all copies but the one in force: processes that mapped their files keep them."""
+        gc.collect()  # unmaps what was tested
         kept = {self._link.name, os.readlink(self._link)} if self._link.is_symlink() else set()
         for path in self._link.parent.iterdir():
             if path.name not in kept and _COPY.fullmatch(path.name):
@@ -268,11 +269,11 @@ class Watcher:
             self._failures.labels("version").inc()
 
     def _say(self, name: str, kind: str, line: str) -> bool:
-        """Log it, unless it was said; whether it was not."""
+        """Log the problem, unless already logged; return whether it was new."""
         if self._said.get(name) == kind:
             return False
         self._said[name] = kind
-        goes_on = "" if self._settings.directory is None else "; the model that serves goes on"
+        goes_on = "" if self._settings.directory is None else "; the current model keeps serving"
         _LOG.error("%s: %s%s", self._where, line, goes_on)
         return True
 

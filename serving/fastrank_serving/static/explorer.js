@@ -1,23 +1,24 @@
-// The explorer: ranks one user under every inference type through /invocations, and shows what the
-// answers say. All text of the server is set as text; nothing is ever parsed as HTML.
+// The explorer ranks one user under every inference type through /invocations, and shows the
+// answers. All text from the server is set as text; nothing is ever parsed as HTML.
 
-const FIRST = "deterministic"; // what the others are compared with
-const DECADES = 3; // of the temperature slider, on either side of the model's own temperature
-const PAUSE = 80; // ms without a change before anything is asked
-const PATIENCE = 30_000; // ms for an answer
+const FIRST = "deterministic"; // the ranking that the others are compared with
+const DECADES = 3; // of the temperature slider, on each side of the model's own temperature
+const PAUSE = 80; // ms without a change before requests are sent
+const PATIENCE = 30_000; // ms to wait for an answer
 const KEPT_TIMES = 101;
 const KEPT_TITLES = 20_000;
 const LONGEST = 4_000; // characters of an address
 const LONGEST_TITLE = 160;
-// What is wrong with these is wrong for every inference type.
-// Without them nothing can be compared, or what is asked here would count in evaluations.
+// An error in one of these fields affects every inference type.
+// Without inference_type nothing can be compared; without seed, rankings made here would count in
+// evaluations.
 const WANTED = ["inference_type", "seed"];
 const OPTIONAL = ["k", "temperature", "epsilon", "head", "m", "factor", "score", "params"];
 const SHARED_FIELDS = ["user_id", "k", "seed", "request_id", "score", "params"];
 
 const $ = (id) => document.getElementById(id);
 const state = { user: "", k: 10, temperature: 1, epsilon: 0.1, head: 0, m: 1000, factor: 0.1, seed: "0", bars: "linear", ids: false, score: "", params: "", rules: "" };
-const usual = {}; // of what the address says where it is another
+const usual = {}; // defaults; the address contains only values that differ
 const cards = new Map();
 const titles = new Map();
 let about = null;
@@ -51,7 +52,7 @@ async function ask(address, body = null) {
   }
   const milliseconds = timeOf(response.url) ?? performance.now() - began;
   if (!response.ok) throw refusal(response.status, text);
-  // Ids of 64 bits are more than a number holds here: they are kept as text. A quotation mark
+  // Numbers here cannot hold 64-bit ids: they are kept as text. A quotation mark
   // inside a value is escaped, so that this name can only be the member's own.
   const safe = text.replace(/"item_ids":\[(-?\d[\d,-]*)\]/, (_, ids) => `"item_ids":["${ids.split(",").join('","')}"]`);
   try {
@@ -61,10 +62,10 @@ async function ask(address, body = null) {
   }
 }
 
-// What the network saw, if the browser says: without the waiting of this page's own thread.
+// The network's time, if the browser tells it: without waiting for this page's own thread.
 function timeOf(address) {
   const seen = performance.getEntriesByName(address, "resource").at(-1);
-  performance.clearResourceTimings(); // few are held
+  performance.clearResourceTimings(); // the browser keeps only a few
   return seen && seen.responseEnd > seen.requestStart ? seen.responseEnd - seen.requestStart : null;
 }
 
@@ -112,9 +113,9 @@ function may(field) {
   return about.may.includes(field);
 }
 
-// One request after another, so that each time is that of one ranking alone.
+// One request after another, so that each time measures one ranking alone.
 async function rankAll() {
-  if (running) return; // it sees that something has changed
+  if (running) return; // the running loop notices the change
   running = true;
   let seen = -1;
   try {
@@ -146,7 +147,7 @@ async function sweep(outdated) {
     try {
       const { found, milliseconds } = await ask("invocations", body);
       if (outdated()) return;
-      if (found.seed_source !== "caller") throw new Problem("The server drew with a seed of its own.");
+      if (found.seed_source !== "caller") throw new Problem("The server used its own seed instead of this page's.");
       const names = await titlesOf(found.model_version, found.item_ids);
       if (outdated()) return;
       if (name === FIRST) best = found.item_ids;
@@ -171,7 +172,7 @@ async function sweep(outdated) {
   say(`${kinds} rankings for user ${chosen.user}, drawn with seed ${chosen.seed}.`);
 }
 
-// Numbers, true and false, or else text, which quotes make of anything.
+// Numbers, true and false, or else text; quotes make anything text.
 function paramsOf(text) {
   const found = {}, pair = /\s*([^=,]*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^,]*?)\s*(,|$)/y;
   for (let end = ","; end; ) {
@@ -203,8 +204,8 @@ function mistake({ user, k, temperature, epsilon, head, m, factor, seed, params 
   if (!Number.isInteger(head)) return new Problem("head: expected a whole number.", "head");
   if (!Number.isInteger(m)) return new Problem("m: expected a whole number.", "m");
   if (!Number.isFinite(factor)) return new Problem("factor: expected a number.", "factor");
-  if (!/^(0|[1-9]\d{0,19})$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above, without zeros ahead.", "seed");
-  if (params.trim() && !paramsOf(params)) return new Problem("params: expected name = value, by commas, each name once.", "params");
+  if (!/^(0|[1-9]\d{0,19})$/.test(seed)) return new Problem("seed: expected a whole number, 0 or above, without leading zeros.", "seed");
+  if (params.trim() && !paramsOf(params)) return new Problem("params: expected name = value, separated by commas, each name once.", "params");
   return null;
 }
 
@@ -213,7 +214,7 @@ function markMistake(problem) {
     $(id).setAttribute("aria-invalid", String(problem?.field === field));
 }
 
-// Rankings of something else must not stand below an error.
+// Old rankings must not stay below an error.
 function stop(problem) {
   for (const card of cards.values()) {
     card.box.setAttribute("aria-busy", "false");
@@ -266,7 +267,7 @@ function showRefusal(card, problem) {
 
 function showRanking(card, found, names, best, milliseconds) {
   card.refused.hidden = true;
-  // Rules may be such that there is no deterministic ranking to compare with.
+  // Under some rules there is no deterministic ranking to compare with.
   const places = new Map((best ?? []).map((id, j) => [id, j]));
   const { pin = {}, pin_where: pinWhere = {} } = found.rules?.content ?? {};
   let same = 0, moved = 0;
@@ -276,7 +277,7 @@ function showRanking(card, found, names, best, milliseconds) {
     else if (was !== undefined) moved += 1;
     const line = row(j, id, names[j], found.log_propensities[j], was, found.n_eligible);
     const pinned = j + 1 in pin ? "rules pin it to this place" : pinWhere[j + 1];
-    if (pinned) line.children[1].prepend(mark("pinned", "pin", j + 1 in pin ? pinned : `rules want here: ${pinned}`));
+    if (pinned) line.children[1].prepend(mark("pinned", "pin", j + 1 in pin ? pinned : `rules require here: ${pinned}`));
     return line;
   });
   const facts = [];
@@ -295,7 +296,7 @@ function showRanking(card, found, names, best, milliseconds) {
   }
   const middle = [...card.times].sort((a, b) => a - b)[card.times.length >> 1];
   facts.push(["ms (median)", `${milliseconds.toFixed(1)} (${middle.toFixed(1)})`, `of ${card.times.length} requests`]);
-  if (own !== undefined) facts.push(["the user's factor", short(own), "of the temperature, which has it in it"]);
+  if (own !== undefined) facts.push(["the user's factor", short(own), "included in the temperature"]);
   if (found.propensity_kind !== "exact") facts.push(["propensities", found.propensity_kind]);
   if (found.is_fallback) facts.push(["fallback", found.policy.name, "the model does not know the user", "words"]);
   card.facts.replaceChildren(...facts.flatMap(([name, value, title, names]) => {
@@ -340,7 +341,7 @@ function mark(names, text, words) {
   return element;
 }
 
-// The length of a bar: the probability, or its logarithm from a tenth of an even chance up.
+// The length of a bar: the probability, or its logarithm, starting at a tenth of 1 / eligible.
 function share(logPropensity, eligible) {
   if (logPropensity === null) return 0;
   if (state.bars === "linear") return Math.min(1, Math.exp(logPropensity));
@@ -387,7 +388,7 @@ function readHash() {
 function showState() {
   for (const name of ["user", "k", "temperature", "epsilon", "head", "m", "factor", "seed", "bars", "score", "params", "rules"]) {
     const field = $(name);
-    // What somebody is typing is left alone.
+    // Leave a field alone while somebody types in it.
     if (field !== document.activeElement) field.value = typeof state[name] === "number" && Number.isNaN(state[name]) ? "" : state[name];
   }
   $("ids").checked = state.ids;
@@ -445,7 +446,7 @@ function listen() {
   });
   $("ids").addEventListener("change", (event) => {
     state.ids = event.target.checked;
-    showState(); // nothing is to be asked
+    showState(); // nothing to request
     writeHash();
   });
   $("controls").addEventListener("submit", (event) => {
@@ -464,7 +465,7 @@ function suggest() {
   let shown = [], at = -1, asked = 0, pause = 0;
 
   const close = () => {
-    asked += 1; // what is on its way comes too late
+    asked += 1; // ignore answers that are on their way
     clearTimeout(pause);
     list.hidden = true;
     at = -1;
@@ -507,7 +508,7 @@ function suggest() {
     });
     list.replaceChildren(...shown);
     if (found.more) {
-      const more = made("li", "more", "… and more: type on");
+      const more = made("li", "more", "… and more: keep typing");
       more.setAttribute("role", "presentation");
       list.append(more);
     }
@@ -516,8 +517,8 @@ function suggest() {
     point(-1);
     if (then && shown.length) point(then > 0 ? 0 : shown.length - 1);
     $("user-hint").textContent = shown.length
-      ? "Type the start of an id; arrows choose, Enter takes."
-      : "No id starts like this.";
+      ? "Type the start of an id; choose with the arrow keys, confirm with Enter."
+      : "No id starts with this text.";
   };
   field.addEventListener("input", () => {
     clearTimeout(pause);
@@ -526,7 +527,7 @@ function suggest() {
   field.addEventListener("focus", () => field.select());
   field.addEventListener("blur", () => {
     close();
-    field.value = state.user; // what was typed and not taken
+    field.value = state.user; // discards text that was not confirmed
   });
   field.addEventListener("keydown", (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
@@ -544,7 +545,7 @@ function suggest() {
   });
 }
 
-// ---- Beginning ----------------------------------------------------------------------------
+// ---- Start --------------------------------------------------------------------------------
 
 async function begin() {
   try {
@@ -556,12 +557,12 @@ async function begin() {
   }
   $("alert").hidden = true;
   const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
-  $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}${about.in_force ? ` · ${about.in_force}; rankings here are of no arm` : ""}`;
-  Object.assign(state, about.params); // those of the server's policy, and of the model's
+  $("model").textContent = `One user, every inference type · ${count(about.n_items, "item")} · ${count(about.n_users, "user")} · model ${about.model_version.slice(0, 12)}${about.in_force ? ` · ${about.in_force}; rankings here belong to no arm` : ""}`;
+  Object.assign(state, about.params); // parameters of the server's policy, and of the model's
   Object.assign(usual, { head: state.head, m: state.m, factor: state.factor, score: "", params: "", rules: "" });
   if (about.score) $("score").placeholder = about.score.name;
   const columns = Object.keys(about.columns).join(", ");
-  if (columns) $("score-hint").textContent = `An expression of dot, of parameters, and of the columns ${columns}.`;
+  if (columns) $("score-hint").textContent = `An expression of dot (the dot product), parameters, and the columns ${columns}.`;
   for (const { name, params } of about.rules) {
     const option = made("option", "", params.length ? `${name} (${params.join(", ")})` : name);
     option.value = name;
@@ -572,7 +573,7 @@ async function begin() {
   const missing = WANTED.filter((field) => !may(field));
   if (missing.length) {
     $("controls").hidden = true;
-    return stop(new Problem(`This server lets clients choose no ${missing.join(" and no ")} (--clients-may), and this page asks by both.`));
+    return stop(new Problem(`This server does not let clients set ${missing.join(" or ")} (--clients-may), and this page needs inference_type and seed.`));
   }
   state.k = Math.min(state.k, about.max_k);
   state.seed = newSeed();
@@ -592,7 +593,7 @@ async function firstUser() {
   try {
     return (await ask("explorer/users?limit=1")).found.users[0] ?? "";
   } catch {
-    return ""; // then one must be chosen
+    return ""; // then the user must choose one
   }
 }
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, start in enumerate(range(0, N, 150)):
         table = pa.table({"user_id": USERS[start : start + 150]})
         pq.write_table(table, folder / "users" / f"{number}.parquet")
-    asked = {"run": "night", "model": folder / "model", "k": 5, "part_rows": 150}
-    batch.run(folder / "users", folder / "plain", processes=1, **asked)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"run": "night", "model": folder / "model", "k": 5, "part_rows": 150}
+    batch.run(folder / "users", folder / "plain", processes=1, **asked)
     return folder
 
 

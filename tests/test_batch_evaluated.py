@@ -7,6 +7,7 @@ import csv
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,13 +59,13 @@ def test_a_nightly_run_says_what_another_policy_would_have_earned(tmp_path: Path
     model.save(tmp_path / "model")
     pq.write_table(pa.table({"user_id": model.user_ids}), tmp_path / "users.parquet")
     log, store, joined = tmp_path / "log", tmp_path / "store", tmp_path / "joined"
-    asked = {"run": "night", "model": tmp_path / "model", "k": K, "processes": 1}
+    asked: dict[str, Any] = {"run": "night", "model": tmp_path / "model", "k": K, "processes": 1}
     batch.begin(log, run="night", model=tmp_path / "model", k=K)
     content = read_manifest(log)
     night = datetime.now(UTC) - timedelta(days=1)  # so that windows are over by now
     content |= {"begun": night.isoformat(), "key": (b"3" * 32).hex()}  # always the same draws
     (log / MANIFEST).write_text(json.dumps(content))
-    batch.run(tmp_path / "users.parquet", log, **asked)  # type: ignore[arg-type]
+    batch.run(tmp_path / "users.parquet", log, **asked)
 
     report = ope.audit(LogReader(log), [model])
     assert report.passed, report

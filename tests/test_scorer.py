@@ -152,3 +152,10 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
             ValueError, match=f"{name}: expected a Model, Catalog or Scorer, got .*Given"
         ):
             call(none)
+
+
+def test_a_scorer_without_rules_says_so() -> None:
+    """What its logging policy could show is then unknown, which `evaluate` reports of the row."""
+    applied = fr.AppliedRules(fr.Rules(pin={1: 2}), {})
+    with pytest.raises(ValueError, match=r"^rules: "):
+        SOURCE._n_allowed([], applied, exclude=None, allow=None, after=None, k=3)

@@ -61,7 +61,8 @@ def make_quantised() -> fr.Catalog:
 
 def judged(draws: int = 1000, **methods: Callable[..., Any]) -> Verdict:
     """One user is enough to find it."""
-    return verify_catalog(Wrong(make_catalog(), **methods), make_queries(1), draws=draws)  # type: ignore[arg-type]
+    wrong: Any = Wrong(make_catalog(), **methods)
+    return verify_catalog(wrong, make_queries(1), draws=draws)
 
 
 def failed_names(verdict: Verdict) -> set[str]:

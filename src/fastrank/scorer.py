@@ -134,7 +134,7 @@ class Scorer(Ranker, ABC):
         k: int,
     ) -> int:
         """How many items rules allow behind these, the first ones of a list of k places."""
-        raise NotImplementedError  # a source that takes no rules
+        raise ValueError("rules: scores that a function gives take none")
 
     def _rows_of(self, item_ids: Ids) -> Positions:
         """Rows (m,) of ids, -1 where there is no such id."""

@@ -26,7 +26,7 @@ def check_ray() -> None:
     """A ModuleNotFoundError with what to install, where Ray Data is not there."""
     with named_if_missing():
         import aiohttp  # noqa: F401  # without which Ray Data does not start
-        import ray.data  # noqa: F401
+        import ray.data  # noqa: F401  # to learn now whether it can be imported
 
 
 class _RankParts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
@@ -23,6 +23,9 @@ from fastrank.model import Model
 from fastrank.opening import open_directory
 from fastrank.policies import Policy
 from fastrank.policies.spec import parse_stated
+
+if TYPE_CHECKING:  # it brings pyarrow, which --help does without
+    from fastrank.batch.runs import Engine
 
 __all__ = ["batch"]
 
@@ -124,7 +127,7 @@ def batch(
     exclude_file: Path | None,
     allow: tuple[str, ...],
     allow_file: Path | None,
-    engine: str,
+    engine: Engine,
     processes: int | None,
     part_rows: int,
     store: Path | None,
@@ -176,7 +179,7 @@ def batch(
             run=run,
             model=model,
             processes=processes,
-            engine=engine,  # type: ignore[arg-type]  # click has checked it
+            engine=engine,
             part_rows=part_rows,
             advance=advance,
             k=k,

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
-import click
-
 from fastrank.cores import usable_cores
+from fastrank.extras import named_if_missing
 
 __all__ = ["ENGINES", "Engine", "begun"]
 
 ENGINES = ("local", "ray")
-_RAY = 'pip install "ray[data]>=2.54"'
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _TRIES = 3  # again, of a task whose node was lost
 
@@ -61,10 +59,8 @@ def begun(name: str, processes: int | None) -> Iterator[Engine]:
     if name == "local":
         yield Engine(processes or usable_cores(), _on_this_machine)
         return
-    try:
+    with named_if_missing():
         ray = import_module("ray")
-    except ModuleNotFoundError:
-        raise click.UsageError(f"--engine ray: ray is not installed: {_RAY}") from None
     is_own = not ray.is_initialized()
     if is_own:  # the cluster of RAY_ADDRESS, or one of this machine alone
         size = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes or usable_cores()}

@@ -14,7 +14,7 @@ export NUMBA_NUM_THREADS := 1
 # What Python has compiled it keeps, whatever the environment says: tests start it hundreds of times.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-all engines nightly lint asan asan-build tsan tsan-build wheel dist pythons aarch64 container container-test audit docs docs-links loadtest bench bench-quick figures report clean
+.PHONY: demo test test-slow test-all ray engines nightly lint asan asan-build tsan tsan-build wheel dist pythons aarch64 container container-test audit docs docs-links loadtest bench bench-quick figures report clean
 
 demo: $(VENV)/.demo $(NATIVE)
 	$(BIN)/fastrank demo
@@ -32,15 +32,24 @@ test-slow: $(VENV)/.dev $(PROBES)
 test-all: $(VENV)/.dev $(PROBES)
 	$(PYTEST)
 
-# Ray and Spark, in an environment that has them beside what `make test` installs; Spark wants a JRE.
-ENGINES := build/engines
+# Ray, and Spark, which wants a JRE: each in an environment that has it beside what `make test` installs.
 SITE := -c "import site; print(site.getsitepackages()[0])"
+ENGINE_TESTS := tests/test_batch_engines.py tests/test_ope_parts_ray.py
+define with-extras
+	$(PYTHON) -m venv $(1)
+	$(BIN)/python $(SITE) > "$$($(1)/bin/python $(SITE))/dev.pth"
+	$(1)/bin/python -m pip install -q $$($(BIN)/python -c \
+	  "from fastrank.extras import requirements as of; print(*(each for extra in '$(2)'.split() for each in of(extra)))")
+endef
+
+# Without the kills, but for a node's. Three quarters of a minute of one core.
+ray: $(VENV)/.dev $(PROBES)
+	$(call with-extras,build/ray,ray)
+	PYTHONPATH=src:serving build/ray/bin/python -m pytest -q -m "not slow" $(ENGINE_TESTS)
+
 engines: $(VENV)/.dev $(PROBES)
-	$(PYTHON) -m venv $(ENGINES)
-	$(BIN)/python $(SITE) > "$$($(ENGINES)/bin/python $(SITE))/dev.pth"
-	$(ENGINES)/bin/python -m pip install -q $$($(BIN)/python -c \
-	  "from fastrank.extras import requirements as of; print(*of('ray'), *of('spark'))")
-	PYTHONPATH=src:serving $(ENGINES)/bin/python -m pytest -q tests/test_batch_engines.py
+	$(call with-extras,build/engines,ray spark)
+	PYTHONPATH=src:serving build/engines/bin/python -m pytest -q $(ENGINE_TESTS)
 
 # All of it with ten times the draws, and what needs an hour, root or a network.
 nightly:

@@ -1,8 +1,9 @@
 """What ranking all users takes beside the ranking itself: one command.
 
-    python bench/batch.py [--items 100000] [--users 24000] [--rounds 3] [--ray]
+    python bench/batch.py [--items 100000] [--users 24000] [--rounds 3] [--shards 4] [--ray]
 
-Prints microseconds a row from a batch of rankings to Arrow, and CPU time a user of two processes
+Prints microseconds a row from a batch of rankings to Arrow; CPU time a user of the catalog in
+shards, and of merging their rankings; and CPU time a user of two processes
 and, with --ray, of Ray with two actors. What a user more takes is the difference between runs of
 all users and of a quarter of them, each the least of its rounds, since what else runs on a machine
 only adds; the rest is what a run takes once.
@@ -11,6 +12,7 @@ only adds; the rest is what a run takes once.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 import threading
@@ -66,6 +68,45 @@ def rows(folder: Path) -> None:
             work()
             times.append(time.perf_counter() - start)
         print(f"{name}: {1e6 * min(times) / TOGETHER:.2f} us a row of {K} places")
+
+
+def shards(items: int, count: int, rounds: int) -> None:
+    """Microseconds of CPU a user: the whole catalog, its shards, and merging their rankings."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((items, DIM), np.float32)
+    queries = rng.standard_normal((TOGETHER, DIM), np.float32)
+    whole, policy = fr.Catalog(np.arange(items), vectors), fr.PlackettLuce(2.0)
+    cuts = np.linspace(0, items, count + 1).astype(int)
+    parts = [fr.Catalog(np.arange(a, b), vectors[a:b]) for a, b in itertools.pairwise(cuts)]
+    seeds = np.arange(TOGETHER, dtype=np.uint64)
+
+    def by_shards() -> list[fr.RankingBatch]:
+        return [
+            part.rank_batch(
+                queries,
+                K,
+                policy=policy,
+                seeds=[fr.shard_seed(seed, i) for seed in range(TOGETHER)],
+            )
+            for i, part in enumerate(parts)
+        ]
+
+    ranked = by_shards()
+    first = [each[0] for each in ranked]
+    works: list[tuple[str, int, int, Callable[[], object]]] = [
+        ("the whole", TOGETHER, rounds, lambda: whole.rank_batch(queries, K, policy=policy)),
+        (f"{count} shards", TOGETHER, rounds, by_shards),
+        ("merging them", TOGETHER, 20, lambda: fr.merge_batch(ranked, K, seeds=seeds)),
+        ("merging them, one user at a time", 1, 100, lambda: fr.merge(first, K, seed=0)),
+    ]
+    for name, users, times, work in works:
+        assert work() is not None
+        spent = []
+        for _ in range(times):
+            start = time.process_time()
+            work()
+            spent.append(time.process_time() - start)
+        print(f"{name}: {1e6 * min(spent) / users:.1f} us of CPU a user")
 
 
 def used_by_tree(used: dict[int, float]) -> None:
@@ -142,6 +183,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--users", type=int, default=24_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
     engines = ["local", *(["ray"] if options.ray else [])]
@@ -150,6 +192,7 @@ def main() -> None:
         make(folder, options.items, options.users)
         print(f"load {os.getloadavg()[0]:.1f}; {options.items:,} items of {DIM} dimensions")
         rows(folder)
+        shards(options.items, options.shards, options.rounds)
         if options.ray:
             import ray
 

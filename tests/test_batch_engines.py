@@ -1,6 +1,7 @@
 """The same rows by Ray and by Spark as by a plain loop, to the bit; and once each after kills.
 
-`make engines` has an environment with both; elsewhere these tests are skipped.
+`make engines` has an environment with both, `make ray` one with Ray for the short tests; elsewhere
+these tests are skipped.
 """
 
 from __future__ import annotations

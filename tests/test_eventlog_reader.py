@@ -1151,6 +1151,23 @@ class TestFiles:
         assert reader.report.malformed_share == 0.0
         assert reader.report.files_read == [str(tmp_path / "a.parquet")]
 
+    @pytest.mark.parametrize("has_header", [False, True])
+    def test_the_file_of_an_idle_writer_has_no_rows(self, has_header: bool, tmp_path: Path) -> None:
+        """It was made, and no row is in it yet: alone, beside another one, and as a part."""
+        path = tmp_path / "log" / "w-000000.arrow"
+        path.parent.mkdir()
+        path.write_bytes(schema("int64").serialize().to_pybytes() if has_header else b"")
+        for paths in (path, path.parent):
+            rows, reader = drain(paths)
+            assert (rows, reader.report.rows_read) == ([], 0)
+            assert (reader.report.files_set_aside, reader.report.why_unread) == ({}, None)
+        self.write(tmp_path / "log" / "a.parquet", row(0))
+        rows, reader = drain(tmp_path / "log")
+        assert [r["request_id"] for r in rows] == ["r0"]
+        assert reader.report.files_set_aside == {}
+        parts = LogReader(tmp_path / "log").parts(2)
+        assert sorted(sum(map(len, part)) for part in parts) == [0, 1]
+
     def test_no_tables_are_an_empty_log(self) -> None:
         assert list(LogReader.of_tables([])) == []
 

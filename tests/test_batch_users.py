@@ -253,7 +253,7 @@ def test_bad_tables(models: dict[str, Path]) -> None:
             pa.table([["u1"], ["u1"]], names=["user_id", "user_id"]),
             "users: two columns named user_id",
         ),
-        (users(["u1", "u2", "u1"]), r"user_ids\[2\]: 'u1' is there twice"),
+        (users(["u1", "u2", "u1"]), r"user_ids\[2\]: 'u1' repeats user_ids\[0\]"),
     ):
         with pytest.raises(ValueError, match=said):
             rank(table)

@@ -807,7 +807,7 @@ class TestPlan:
         text = " ".join(run(*arguments).stdout.split())
         assert text.count("not reachable; the best is") == 3
         line = refused(*arguments, "--apply")
-        assert "not reachable" in line
+        assert "--apply: overlap: got 0.01; the nearest that can be reached is" in line
         assert "nothing was written" in line
         assert not fr.Model.open(model).has_user_temperatures
 

@@ -460,7 +460,10 @@ NO_POLICY: Any = "uniform"
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: position_marginals(np.zeros(10_001), fr.PlackettLuce(), 1), "at most 10000 elig"),
+        (
+            lambda: position_marginals(np.zeros(10_001), fr.PlackettLuce(), 1),
+            "scores: got 10001 eligible",
+        ),
         (lambda: position_marginals([[0.0]], fr.Uniform(), 1), r"scores: expected shape \(1,\)"),
         (lambda: position_marginals([0.0, np.nan], fr.Uniform(), 1), "scores: row 1: must be fin"),
         (lambda: position_marginals([True], fr.Uniform(), 1), "scores: expected real numbers"),
@@ -494,7 +497,7 @@ def test_refusals(call: Callable[[], object], message: str) -> None:
     [
         ([[0, 1]], SPREAD, r"orders: expected shape \(b, 3\), got \(1, 2\)"),
         ([[0, 2, 4], [0, 1, 4]], SPREAD, "orders: row 1: item 1 was not eligible"),
-        ([[0, 2, 4], [4, 2, 4]], SPREAD, r"orders: row 1: an item twice, \[4, 2, 4\]"),
+        ([[0, 2, 4], [4, 2, 4]], SPREAD, r"orders: row 1: got an item twice, \[4, 2, 4\]"),
         ([[0, 2, 4]], SPREAD[:5], "scores: expected at least 6"),
         ([[0.0, 2.0, 4.0]], SPREAD, "orders: expected integers"),
     ],

@@ -604,7 +604,7 @@ def test_the_places_asked_for_say_what_is_still_to_come() -> None:
     assert p_of([3, 2], rules, k=4) == pytest.approx([4 / 8, 3 / 4], abs=1e-12)
     # More than there are items for: three places, and so as with k = 3.
     assert p_of([3, 0], rules, k=9, eligible=of(0, 1, 3)) == pytest.approx([4 / 5, 1.0], rel=1e-9)
-    with pytest.raises(ValueError, match=r"^k: expected at least 2, one for each place, got 1$"):
+    with pytest.raises(ValueError, match=r"^k: expected at least 2, the ranking's length, got 1$"):
         p_of([3, 2], rules, k=1)
 
 

@@ -267,8 +267,7 @@ def plan(
                     advance=advance,
                 )
             except ValueError as error:
-                text = str(error).removeprefix("overlap: an ").removeprefix("overlap: ")
-                raise ValueError(f"--apply: an overlap of {text}; nothing was written") from None
+                raise ValueError(f"--apply: {error}; nothing was written") from None
             choice.of(opened).save(target)
             if opened.table_temperature is not None:
                 click.echo(

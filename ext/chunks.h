@@ -1,8 +1,8 @@
-// A pass over the catalog: its chunks, the users who share each panel on its way through the
-// caches, and the threads that share the chunks. The passes themselves are in rank.cpp.
+// A pass over the catalog: its chunks, the users who share each panel while it is in the caches,
+// and the threads that share the chunks. The passes themselves are in rank.cpp.
 //
-// What a pass does depends on its own user and chunk alone, so neither the users beside it nor the
-// number of threads can change a bit of its result.
+// A pass depends only on its own user and chunk, so neither the users beside it nor the number of
+// threads can change a bit of its result.
 #pragma once
 
 #include <atomic>
@@ -19,15 +19,15 @@
 
 namespace fastrank {
 
-// What tests may force (probes.h); 0: nothing.
+// Values that tests may force (probes.h); 0 for none.
 struct Forced {
   std::atomic<int64_t> chunk_panels{0};  // a chunk size instead of the chunk law's
   std::atomic<int64_t> few_items{0};  // codes are used from so many eligible items on
 };
 
-// Where more than one item in so many has to be scored, float32 vectors cost less than codes. A row
-// at some random place costs what two or three cost that are read in order if it is long, and five
-// or six if it is short.
+// If more than one item in so many has to be scored, float32 vectors cost less than codes. A long
+// row at a random place costs as much as two or three that are read in order, a short one as much
+// as five or six.
 inline int64_t costly_share(const Source& source) {
   return source.dim < 96 ? 12 : source.dim < 192 ? 8 : 4;
 }
@@ -62,8 +62,8 @@ struct ChunkLaw {
     return std::max<int64_t>({1, last / 2, chunks() - last});
   }
 
-  // How many items a pass over codes may note in a chunk: half as many again as may be scored, and
-  // some.
+  // How many items a pass over codes may note in a chunk: half as many again as may be scored, plus
+  // a few.
   int64_t noted_room(const Source& source) const {
     const int64_t panels = std::min(chunk_panels, n_panels);
     return (3 * panels / (2 * costly_share(source)) + kLanes) * kLanes;
@@ -102,8 +102,8 @@ struct ChunkLaw {
 };
 
 // What one user's policy does with the panels. A chunk is begin, its walks in order, end; a run of
-// panels may come in any number of consecutive pieces. Nothing here allocates beyond the room that
-// `out` has, or throws.
+// panels may come in any number of consecutive pieces. Nothing here throws, or allocates beyond the
+// room that `out` has.
 class Pass {
  public:
   explicit Pass(Order its_order) : order(its_order) {}
@@ -121,9 +121,9 @@ std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&, co
 // ---- Threads --------------------------------------------------------------------------------
 
 // Runs work(0), ..., work(threads - 1) at the same time, the first on this thread, and returns when
-// all have returned. Threads live as long as the call: nothing is started before it, so nothing
-// is missing after a fork. Where one cannot be started, its work is not called: the others must
-// be able to do it. `work` must not throw.
+// all have returned. Threads live only during the call, so none can be missing after a fork. If one
+// cannot be started, its work is not called: the others must be able to do it. `work` must not
+// throw.
 template <class Work>
 void on_threads(int64_t threads, Interrupt* interrupt, const Work& work) {
   if (threads == 1) return work(0);
@@ -164,8 +164,8 @@ void on_threads(int64_t threads, Interrupt* interrupt, const Work& work) {
   for (std::thread& other : others) other.join();
 }
 
-// Waits by spinning, for what other threads do within microseconds; to be woken from sleep can
-// take longer than a chunk. Gives the core away if it takes long. Returns early on an interrupt.
+// Waits by spinning, for what other threads do within microseconds; waking from sleep can take
+// longer than a chunk. Yields the core if it takes long. Returns early on an interrupt.
 template <class Condition>
 void wait_until(Interrupt* interrupt, const Condition& condition) {
   for (int spins = 0; !condition(); ++spins) {
@@ -182,11 +182,12 @@ void wait_until(Interrupt* interrupt, const Condition& condition) {
 
 // ---- Users who share a pass -----------------------------------------------------------------
 
-// One pass over all chunks for one user or several. Worker w of `threads` calls work(w), on a
-// thread of its own; if not all of them do, the others do the rest.
+// One pass over all chunks for one user or several. Worker w of `threads` calls work(w), on its own
+// thread; if some workers do not, the others do the rest.
 //
-// Chunks are handed out in order. One may begin when all before its group are merged, which fixes
-// its floor, and when its slot is free; the first chunk not yet merged never waits, so all end.
+// Chunks are handed out in order. A chunk may begin when all chunks before its group are merged,
+// which fixes its floor, and when its slot is free; the first chunk not yet merged never waits, so
+// all of them end.
 class SharedPass {
  public:
   struct Member {
@@ -213,8 +214,8 @@ class SharedPass {
     }
   }
 
-  // Takes chunks in order until none is left, or it is interrupted: then the chunk that it is at is
-  // never merged, and workers that wait for it give up, too.
+  // Takes chunks in order until none is left, or until an interrupt: then its current chunk is
+  // never merged, and workers that wait for it give up too.
   void work(int64_t worker) {
     std::deque<Seat>& seats = seats_[size_t(worker)];
     for (;;) {
@@ -261,7 +262,7 @@ class SharedPass {
       for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
     }
 
-    // For what a pass puts down of a chunk; it must not allocate.
+    // For what a pass writes down about a chunk; it must not allocate.
     void make_room(int64_t noted) {
       total.noted.reserve(size_t(noted));
       for (Partial& part : parts) part.noted.reserve(size_t(noted));
@@ -282,8 +283,8 @@ class SharedPass {
     bool has_outlook = false;
   };
 
-  // Takes each user's pass along a walk. Two users or more take it tile by tile: they score the
-  // panels together, while they are in registers, then each goes over its own scores.
+  // Takes each user's pass along a walk. Two or more users go tile by tile: they score the panels
+  // together, while these are in registers, then each goes over its own scores.
   void walk_together(std::deque<Seat>& seats, const Scan& walk) {
     // The pilot is scattered, and small; given scores are each user's own.
     if (walk.step != 1 || walk.stride != 1 || seats[0].source.scores ||
@@ -294,15 +295,15 @@ class SharedPass {
       }
       return;
     }
-    // The panels of a tile stay in a core's second cache while all users pass, and those of the
-    // next one come to it meanwhile: each group of users fetches its share. A multiple of 8: scans
-    // over codes sum by eight.
+    // The panels of a tile stay in a core's second-level cache while all users pass, and the next
+    // tile's panels are fetched meanwhile: each group of users fetches its share. A multiple of 8:
+    // scans over codes sum by eight.
     const Source* shared = &seats[0].source;
     for (const Seat& seat : seats)
       if (seat.source.codes) shared = &seat.source;
     const Source& any = *shared;
     const int64_t panel_lines = any.codes ? (any.dim + 3) / 4 : any.dim;
-    // Over codes more panels share what a walk costs besides.
+    // Over codes more panels share the fixed cost of a walk.
     const int64_t cached_lines = any.codes ? 4096 : 1024;
     const int64_t panels =
         seats.size() == 1
@@ -349,8 +350,8 @@ class SharedPass {
     int size = 0;
   };
 
-  // Source -> tile -> (function) -> pass. Of a single user no tile is filled, but for a function that
-  // wants one: panels go to the pass one by one.
+  // Source -> tile -> (function) -> pass. A single user fills no tile, unless a function needs one:
+  // panels go to the pass one by one.
   void walk_tile(const Group& group, const Scan& piece, const void* ahead, int64_t lines) {
     alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
     const Source* sources[kMaxTileUsers];
@@ -369,7 +370,7 @@ class SharedPass {
     }
   }
 
-  // Whether to score a whole tile for this user costs less than to look at its panels one by one.
+  // Whether scoring a whole tile for this user costs less than looking at its panels one by one.
   static bool mostly_eligible(const Source& source, const Scan& piece) {
     if (!source.eligible) return true;
     int64_t panels = 0;
@@ -377,8 +378,8 @@ class SharedPass {
     return 2 * panels > piece.count;
   }
 
-  // Chunks are done in any order and merged in their own, by the worker that makes the next one
-  // ready.
+  // Chunks are done in any order and merged in their own order, by the worker that makes the next
+  // one ready.
   void merge(int64_t c) {
     wait_until(interrupt_, [&] { return !merging_.test_and_set(std::memory_order_acquire); });
     if (interrupt_->stopped()) return;  // nobody waits for the flag any more
@@ -392,7 +393,7 @@ class SharedPass {
         } catch (const std::bad_alloc&) {  // the others must not wait for this chunk
           out_of_memory_ = true;
         }
-        // The outlook of the group that begins here; those before it are over.
+        // The outlook of the group that begins here; earlier groups are finished.
         if ((next & (next + 1)) == 0 && result.total.full()) {
           result.outlook = {result.total.worst(), result.total.rest, result.total.doubt};
           result.has_outlook = true;

@@ -1,74 +1,73 @@
 // The contract of the native core.
 //
-// Who does what: Python decides (which policy, which items, which errors to word), Cython checks
-// and allocates and releases the GIL around one call, C++ computes. Nothing here sees a Python
-// object, raises across the boundary, keeps a pointer after it returns, or holds global state
-// other than the table of the chosen instruction set. All functions may run in any number of
-// threads at once.
+// Who does what: Python decides (which policy, which items, how to word errors), Cython checks,
+// allocates and releases the GIL around one call, C++ computes. Nothing here sees a Python object,
+// raises across the boundary, keeps a pointer after it returns, or holds global state other than
+// the table of the chosen instruction set. All functions may run in any number of threads at once.
 //
-// Interruption. A call that lasts asks its Poll whether to stop: on the thread that made the call and
-// on no other, not in the first 25 ms, then about every 25 ms, for as long as the call lasts, while it
-// waits for its other threads, too. The poll may do whatever it likes meanwhile, calls of the
-// functions below included. Once it says stop it is not asked again, all threads of the call end
-// within some hundred panels' time, and the call returns kInterrupted. If it never does, the result
-// is to the bit what it is without a poll.
+// Interruption. A long call asks its Poll whether to stop: only on the thread that made the call,
+// not in the first 25 ms, then about every 25 ms for as long as the call lasts, also while it waits
+// for its other threads. The poll may do anything, including calls of the functions below. Once it
+// says stop it is not asked again, all threads of the call end within the time of some hundred
+// panels, and the call returns kInterrupted. If it never does, the result is the same, bit for bit,
+// as without a poll.
 //
-// Numbers as indices. Every position that is handed in lies in [0, n_items), or is -1 where that is
-// said to be allowed: Cython refuses others. `rows` and `panel_rows`, which may come from a file, are
-// compared and nothing else. Nor do a catalog's floats become indices, or decide whether a loop ends:
-// a damaged one, with a NaN or an infinity, has rankings that mean nothing, of different items.
+// Numbers as indices. Every position passed in lies in [0, n_items), or is -1 where that is
+// allowed: Cython refuses others. `rows` and `panel_rows`, which may come from a file, are only
+// compared. A catalog's floats never become indices, and never decide whether a loop ends: a
+// damaged catalog, with a NaN or an infinity, gives meaningless rankings, but of distinct items.
 //
-// Items and panels. Item i stands in lane i % 16 of panel i / 16. A panel is `dim` rows of 16
-// float32, dimension-major: panels[(p * dim + c) * 16 + lane]. Lanes past n_items hold zeros and
-// are never eligible.
+// Items and panels. Item i is in lane i % 16 of panel i / 16. A panel is `dim` rows of 16 float32,
+// dimension-major: panels[(p * dim + c) * 16 + lane]. Lanes past n_items hold zeros and are never
+// eligible.
 //
 // int8 storage. Item i is x_i = center + scale_i * unit * code_i + a rounding error; codes are
-// whole numbers in [-127, 127], kept plus 128 and grouped by four dimensions:
-// codes[(p * groups + c / 4) * 64 + lane * 4 + c % 4], groups = ceil(dim / 4). Codes find the
-// items that matter; what is returned is computed from the float32 vectors kept beside them:
-// vectors[i * 4 groups + c], zero past dim, as many as there are lanes.
+// integers in [-127, 127], stored plus 128 and grouped by four dimensions: codes[(p * groups + c /
+// 4) * 64 + lane * 4 + c % 4], groups = ceil(dim / 4). Codes find the items that matter; results
+// are computed from the float32 vectors stored beside them: vectors[i * 4 groups + c], zero past
+// dim, for all lanes.
 //
-// Given scores. Of items without vectors a request's query is the scores themselves, n_items of them
-// in the caller's memory, which is read as it is: only those of a last panel that is not full are
-// copied, to where there are 16.
+// Given scores. For items without vectors, a request's query is the scores themselves, n_items of
+// them in the caller's memory, which is read in place. Only the scores of an incomplete last panel
+// are copied, to a buffer of 16.
 //
-// Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses what
-// could leave that range, so no kernel meets a NaN; what a function makes is looked at tile by tile.
-// Probabilities are float64, in log space.
+// Values. Vectors, queries, biases and scores are finite float32; `check_request` refuses inputs
+// that could leave that range, so no kernel meets a NaN; results of functions are checked tile by
+// tile. Probabilities are float64, in log space.
 //
 // The way of a score. A score source (Source: a request's panels, codes or given scores) fills a
 // tile (Tile: a run of panels); a pass (chunks.h) draws from it; what it keeps of a chunk is a
-// partial (sampling.h), and partials are merged. One user alone, and the scattered pilot, go panel by
-// panel without a tile, with the same bits. A function of scores (Function) has its place on the tile:
-// in place, once the source has filled it and before a pass sees it, and where there is no tile on the
-// scores of each panel. It owes what a source owes: one number for an item, however panels are cut into
-// tiles and whichever thread asks. Where an eligible item's is not finite, or out of range, the call
-// fails and names it. Codes, whose bounds are those of dot products, go unused. Biases are added behind
-// it, to the scores that it leaves.
+// partial (sampling.h), and partials are merged. A single user, and the scattered pilot, go panel
+// by panel without a tile, with the same bits. A function of scores (Function) works on the tile in
+// place, after the source has filled it and before a pass sees it; without a tile, on the scores of
+// each panel. Like a source it must give one number per item, however panels are divided into tiles
+// and whichever thread asks. If that of an eligible item is not finite, or out of range, the call
+// fails and names it. Codes are not used then, since their bounds hold for dot products. Biases are
+// added to the function's results.
 //
-// Order. Everywhere: key descending, then row ascending: the caller's position, which is ours
-// unless the catalog is stored in another order (`rows`). Fewer than k eligible items give a
-// shorter ranking, never padding.
+// Order. Everywhere: key descending, then row ascending. The row is the caller's position, which
+// equals ours unless the catalog is stored in another order (`rows`). With fewer than k eligible
+// items the ranking is shorter, never padded.
 //
 // The random stream (fastrank.RNG_VERSION 2). Number j of chunk c for purpose p is 64 bits of
 // Philox4x32-10 with counter (j / 2 low, j / 2 high, c, p) and key (seed low, seed high): its first
 // two words for even j, the last two for odd j. A uniform is ((bits >> 12) + 0.5) 2^-52, strictly
 // inside (0, 1) and finest near 0; an exponential is minus its logarithm.
 //
-// The chunk law. A catalog is cut into chunks of 1024 * ceil(min(k, n) / 256) panels in order of
-// position. A pilot comes first, as part of chunk 0: about max(n / 256, 64 k), but at most n / 16
-// items, as panels evenly spread over the whole catalog, visited in a scattered order and left out
-// later. So whatever order the items are stored in, few pass the best of the pilot. Chunks 1, 2,
-// 4, 8, ... fix a floor for themselves and those after them: the k-th best of all chunks before.
-// Partials merge in chunk order. Nothing of this depends on the number of threads.
+// The chunk law. A catalog is divided into chunks of 1024 * ceil(min(k, n) / 256) panels in order
+// of position. A pilot comes first, as part of chunk 0: about max(n / 256, 64 k) items, but at most
+// n / 16, as panels evenly spread over the whole catalog, visited in a scattered order and skipped
+// later. So whatever the storage order, few items pass the best of the pilot. Chunks 1, 2, 4, 8,
+// ... fix a floor for themselves and those after them: the k-th best of all chunks before. Partials
+// merge in chunk order. Nothing of this depends on the number of threads.
 //
-// Rankings of int8 storage. The same streams and chunks, but numbers are also spent on items whose
-// bound passes and whose score does not: the law is that of float32 storage, the ranking of a seed
-// is its own, and RNG_VERSION pins it, too.
+// Rankings of int8 storage. The streams and chunks are the same, but numbers are also spent on
+// items whose bound passes and whose score does not. So the law is that of float32 storage, but a
+// seed gives a different ranking, which RNG_VERSION pins too.
 //
-// Version 2 draws as version 1 did but for these: kTable, which came with it; kUniform, which had
-// shared its numbers with kEpsilonGreedy; kGumbel over codes, which leaves them for float32 vectors
-// elsewhere.
+// Version 2 draws as version 1 did, except for kTable, which is new; kUniform, which had shared its
+// numbers with kEpsilonGreedy; and kGumbel over codes, which leaves them for float32 vectors at
+// other points.
 #pragma once
 
 #include <cstdint>

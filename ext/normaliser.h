@@ -1,6 +1,6 @@
-// The normaliser of a ranking that was drawn over int8 codes: heavy items by their float32 scores, the
-// others by estimates, and a bound on what that leaves (docs/explanation/int8-bounds.md, "The normaliser").
-// Included by estimated.h.
+// The normaliser of a ranking drawn over int8 codes: heavy items by their float32 scores, the
+// others by estimates, with a bound on the remaining error (docs/explanation/int8-bounds.md, "The
+// normaliser"). Included by estimated.h.
 #pragma once
 
 #include <cmath>
@@ -46,7 +46,7 @@ double relative(const Mass& mass, double reference, double inv_temperature) {
 }
 
 Unscored unscored(const Doubt& doubt, double reference, double inv_temperature) {
-  // What was noted was taken off again: a rounding may be left.
+  // The noted items were subtracted again: a rounding error may be left.
   return {std::max(0.0, relative(doubt.mass, reference, inv_temperature)),
           std::max(0.0, relative(doubt.scaled, reference, inv_temperature)),
           std::max(0.0, relative(doubt.variance, reference, 2.0 * inv_temperature)),
@@ -80,10 +80,10 @@ void estimate_items(const Kernels& kernels, const Noted* items, int64_t count,
   }
 }
 
-// Rows to ask for before they are scored: they lie anywhere in memory.
+// Rows to prefetch before they are scored: they are anywhere in memory.
 constexpr int64_t kFetchAhead = 64;
 
-// Calls visit(first, scores) for each 16 items, or what is left of them.
+// Calls visit(first, scores) for every 16 items, and for the rest.
 template <class Visit>
 void score_items(const Kernels& kernels, const Source& source, const Noted* items, int64_t count,
                  const Visit& visit) {
@@ -100,8 +100,8 @@ void score_items(const Kernels& kernels, const Source& source, const Noted* item
   }
 }
 
-// Moves the items that reach the cut to `above`, without a branch, which nothing could predict; both
-// have room for all. Returns how many.
+// Moves the items that reach the cut to `above`, without an unpredictable branch; both have room
+// for all. Returns how many.
 int64_t take_above(Noted* items, int64_t* count, float cut, Noted* above) {
   int64_t n_above = 0, n_below = 0;
   for (int64_t i = 0; i < *count; ++i) {
@@ -115,9 +115,9 @@ int64_t take_above(Noted* items, int64_t* count, float cut, Noted* above) {
   return n_above;
 }
 
-// Completes the mass of the items that are not ranked: scores those of the noted that are heavy.
-// Returns a bound on the error of log(mass + weight of the last item that is ranked). Infinite if
-// it cannot be kept within the tolerance; *excess is then by what factor it is missed, about.
+// Completes the mass of the items that are not ranked: scores the noted items that are heavy.
+// Returns a bound on the error of log(mass + weight of the last ranked item). Infinite if it cannot
+// be kept within the tolerance; *excess is then about the factor by which it is missed.
 double complete(const Kernels& kernels, const Source& source, const ErrorLaw& law,
                 double temperature, Partial* top, double* excess) {
   const CodeQuery& query = *source.query_of_codes;
@@ -132,7 +132,7 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
     return 0.0;
   }
 
-  // Where to set the cut, by what estimates say of the doubt that lighter items leave.
+  // Choose the cut from the estimated uncertainty that lighter items leave.
   const float window = float(law.window);
   float highest = -std::numeric_limits<float>::infinity();
   for (const Noted& item : items)
@@ -149,8 +149,8 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
     *excess = least / allowed;
     return kInfinity;
   }
-  // Sums over what is light if the bins before one are heavy. The mass allowed for is by estimates,
-  // which a few items can decide.
+  // Sums over the light items if the bins before one are heavy. The allowed mass is from estimates,
+  // which a few items can dominate.
   Unscored sums[Histogram::kBins + 1];
   sums[bins.used] = light;
   for (int b = bins.used - 1; b >= 0; --b) {
@@ -172,7 +172,7 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
     }
   }
 
-  // Lower and lower, should the sums turn out worse.
+  // Lower and lower, if the sums turn out worse.
   const size_t room = items.size() + kLanes;  // whole registers are read
   const std::unique_ptr<Noted[]> scored(new Noted[room]), others(new Noted[room]);
   const std::unique_ptr<float[]> scores(new float[room]);
@@ -216,7 +216,7 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
     const Unscored rest = {light.mass + estimates.mass, light.scaled + estimates.scaled,
                            light.variance + estimates.variance, exp((cut - reference) * inv_t)};
     const bool estimated = top->doubt.estimated || n_others > 0 || !light_ones.empty();
-    // Sums are float32 over 8 panels, and what was noted is taken off them.
+    // Sums are float32 over 8 panels, and the noted items are subtracted from them.
     const double error =
         estimated ? (law.bound(rest, n_heavy) + 4e-7 * mass) / (mass + 1.0) : 0.0;
     const double bound = error < 0.5 ? -log1p(-error) : kInfinity;
@@ -230,8 +230,8 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
   }
 }
 
-// Notes again, in a pass over the codes alone, what reaches a cut; what is ranked stays. Whether it
-// was few enough items to be scored.
+// Notes again, in a pass over the codes only, the items that reach a cut; the ranked items stay.
+// Returns whether these were few enough to be scored.
 bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& law,
                 double temperature, double cut, Partial* top) {
   const int64_t n_items = source.n_panels * kLanes;
@@ -257,7 +257,7 @@ bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& la
   scan.linear = true;
   scan.deviation = float(law.deviation);
   scan.noting = float(law.noting);
-  // Then heaviness does without the part of the biases, which the cut makes up for.
+  // Heaviness then excludes the part of the biases, and the cut compensates for that.
   scan.cut = float(cut - 4.0 * source.query_of_codes->bias_rounding);
   scan.noted = noted.get();
   scan.room = room;
@@ -278,7 +278,7 @@ bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& la
   return true;
 }
 
-// A cut that is lower by what the bound is missed by, as the noted items near the old one tell.
+// A lower cut, from the factor by which the bound is missed and the noted items near the old cut.
 double lower_cut(const ErrorLaw& law, double temperature, const Partial& top, double excess) {
   const double inv_t = 1.0 / temperature, cut = top.doubt.cut;
   const Unscored light = unscored(top.doubt, cut, inv_t);
@@ -288,15 +288,16 @@ double lower_cut(const ErrorLaw& law, double temperature, const Partial& top, do
     near += (double(item.heaviness) - cut) * inv_t < 0.5;
   const double weight =
       usual * (law.deviation > 0.0 ? exp(-law.noting * usual / law.deviation * inv_t) : 1.0);
-  // The bound goes with the root of the variance, which an item at the cut adds weight^2 to.
+  // The bound is proportional to the root of the variance, to which an item at the cut adds
+  // weight^2.
   const double slope = light.variance > 0.0 ? near * weight * weight / light.variance : 0.0;
-  // Less steep further down, and to note more costs less than to pass once more.
+  // Less steep further down; noting more items costs less than another pass.
   const double lower = log(1.2 * std::max(excess, 1.0)) / std::max(0.5 * slope, 0.05);
   return cut - std::clamp(lower, 0.25, 8.0) * temperature;
 }
 
-// As `complete`, and on a miss that is near once or twice more; infinite if all has to be summed in
-// float32.
+// Like `complete`, repeated once or twice after a near miss; infinite if everything has to be
+// summed in float32.
 double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
   const ErrorLaw law(*source.query_of_codes, temperature);
   double excess = kInfinity;

@@ -1,4 +1,4 @@
-// The eligible items, to draw from uniformly: for policies that explore, and for a flat tail.
+// The eligible items, for uniform draws: for policies that explore, and for a flat tail.
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,8 @@ class Eligible {
   std::vector<int64_t> before_;  // eligible items before every 32nd panel
 };
 
-// The items not yet chosen. While fewer than half can be chosen, a set of the chosen to reject
-// against (less than two tries each); else a list, which then is no longer than 2 k.
+// The items not yet chosen. While fewer than half can be chosen, a set of the chosen ones for
+// rejection (less than two tries each); otherwise a list, which is then no longer than 2 k.
 class Pool {
  public:
   Pool(const Eligible& eligible, int64_t k, Interrupt* interrupt)

@@ -1,5 +1,5 @@
-// int8 storage: how vectors become codes, and queries whole numbers. docs/explanation/int8-bounds.md says in
-// "Codes" why codes are dithered.
+// int8 storage: converts vectors to codes, and queries to integers. docs/explanation/int8-bounds.md
+// explains in "Codes" why codes are dithered.
 
 #include "quantise.h"
 
@@ -115,9 +115,9 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Large
   }
   residue = std::sqrt(error);
 
-  // What the roundings of float32 can do, to the score itself and to the estimate, relative to
-  // the sum of the absolute values of all terms. An estimate alone is rounded four times: its sum,
-  // that times the step, the center's part, and the whole.
+  // The effect of float32 rounding, on the score itself and on the estimate, relative to the sum of
+  // the absolute values of all terms. An estimate alone is rounded four times: its sum, that times
+  // the step, the center's part, and the total.
   const double epsilon = 0x1p-24 * (0.5 * catalog.dim + 16.0), own_epsilon = 0x1p-22;
   const double terms = norm * (codes.code_norm + codes.code_error);
   const double center_terms = plain_norm * center_norm;
@@ -125,12 +125,13 @@ CodeQuery::CodeQuery(const Catalog& catalog, const Request& request, const Large
   own_constant = own_epsilon * center_terms + 0x1p-120;
   per_scale = codes.code_norm * residue + epsilon * terms;
   constant = epsilon * center_terms + 0x1p-120;
-  // The score and the estimate are rounded by 2^-24 of themselves, and no more, when the catalog's
-  // bias is added, and again with the call's. Their parts without biases are in epsilon. Items that
-  // have one score may all be rounded one way, so this is no error that averages out.
+  // The score and the estimate are each rounded by at most 2^-24 of themselves when the catalog's
+  // bias is added, and again with the call's bias. Their parts without biases are in epsilon. Items
+  // with equal scores may all be rounded in one direction, so this error does not average out.
   bias_rounding = 1.001 * 0x1p-22 * of.bias;
   certain = 1.001 * (codes.code_error * norm + per_scale);
-  // Each of n errors, of deviation norm / 2, passes m deviations with a chance of 2 exp(-m^2 / 2 k).
+  // Each of n errors, of deviation norm / 2, exceeds m deviations with a probability of 2 exp(-m^2
+  // / 2 k).
   const double deviations = std::sqrt(2.0 * kSubGaussian * log(6e9 * double(n_items)));
   spread = std::min(certain, 1.001 * (0.5 * deviations * norm + per_scale));
   largest_value = largest;

@@ -13,8 +13,8 @@ class FromTable {
   virtual void rank(Ranking* out) = 0;
 };
 
-// One ranking that is to be drawn from a table, of at most k places; null where a filter makes a pass, over
-// codes where there are any, the faster way. All but the policy is borrowed.
+// One ranking drawn from a table, of at most k places; null if a filter makes a pass (over codes,
+// if there are any) the faster way. All but the policy is borrowed.
 std::unique_ptr<FromTable> from_table(const Kernels&, const Source&, const Table&, const Policy&,
                                       int64_t k, bool has_codes, Interrupt*);
 

@@ -500,6 +500,7 @@ def test_bad_input_is_one_line(shop: Path, arguments: list[str], message: str) -
     assert message.format(shop=shop) in refused(*filled)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "foreign", "other version"])
 def test_files_that_are_no_logs(shop: Path, tmp_path: Path, kind: str) -> None:
     """Named, never a stack trace; alone they are refused, beside good ones reported."""

@@ -1219,6 +1219,7 @@ class TestFiles:
         assert sum(map(len, reader)) == 1
         assert "No such file" in reader.report.files_set_aside[str(tmp_path / "a.parquet")]
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("kind", ["int64", "str"])
     def test_every_prefix_of_a_stream_is_readable(self, kind: IdKind, tmp_path: Path) -> None:
         """A torn tail gives the whole batches before it, and is reported."""

@@ -80,6 +80,7 @@ def test_processes_print_the_same(shop: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +97,7 @@ def test_json(shop: Path, alone: list[Any], options: list[str]) -> None:
     assert_same(json.loads(by_parts), json.loads(plain))
 
 
+@pytest.mark.slow
 def test_files_with_the_same_rows_are_read_as_one(
     shop: Path, tmp_path: Path, alone: list[Any]
 ) -> None:

@@ -179,6 +179,7 @@ def plain(function: Callable[..., Any], dots: Any, **params: Any) -> list[float]
     return rows
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: str(f.__name__))
 def test_a_function_computes_what_python_computes(function: Callable[..., Any]) -> None:
     score = fr.score_function(function)
@@ -213,6 +214,7 @@ def only_sigmoid(dot: float) -> float:
     return sigmoid(max(dot, -80.0))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "right"),
     [
@@ -706,6 +708,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_code_is_made_again(
     kept: Kept,

@@ -673,6 +673,7 @@ def test_malformed_rows_are_counted_and_reflected(shop: Path, tmp_path: Path) ->
     assert "20 malformed: positive log-propensity" in printed
 
 
+@pytest.mark.slow
 def test_rows_that_came_twice_are_said_and_change_nothing(shop: Path, tmp_path: Path) -> None:
     good = pq.read_table(next((shop / "logs").glob("*.parquet")))
     policy = ["--model", shop / "model", "--policy", "a=plackett_luce:temperature=0.6"]

@@ -20,7 +20,7 @@ pytest.importorskip("pyarrow")
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from logs import HOUR, NOON, drain, read, report_of, row, table
 
@@ -1387,7 +1387,6 @@ class TestFilters:
         assert bias_id([1.0]) == bias_id(np.ones(1))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

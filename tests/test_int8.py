@@ -175,6 +175,7 @@ def adversarial_queries(dim: int) -> dict[str, npt.NDArray[np.float32]]:
 # The law
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("codes")
 @pytest.mark.parametrize("case", LAW_CASES, ids=lambda case: case.name)
 def test_ordered_law_of_a_few_allowed_items(isa: str, case: LawCase) -> None:

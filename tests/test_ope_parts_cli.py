@@ -132,6 +132,7 @@ def test_files_that_say_which_arm_by_their_folder(
     assert len(json.loads(plain)["strata"]) == 2
 
 
+@pytest.mark.slow
 def test_an_error_of_a_process_is_one_line(shop: Path) -> None:
     said = refused("evaluate", shop / "log", "--column", "nothing", "--engine", "local")
     assert "no column named nothing" in said

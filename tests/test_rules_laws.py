@@ -299,6 +299,7 @@ def test_law_however_many_are_drawn_at_a_time(name: str, count: int, ahead: Any)
     check(MADE[name], OTHER_DRAWS.get(name, N_DRAWS))
 
 
+@pytest.mark.slow
 def test_law_of_some_pairs(ahead: Any) -> None:
     for i, kinds in enumerate(PAIRS):
         ahead(1 + i % 3)

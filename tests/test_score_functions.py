@@ -371,6 +371,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("body", "reason"), REFUSED, ids=range(len(REFUSED)))
 def test_what_cannot_be_compiled_is_refused(
     made: Callable[[str], fr.ScoreFunction], body: str, reason: str

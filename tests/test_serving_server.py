@@ -1041,6 +1041,7 @@ def test_what_cannot_be_served_ends_at_once(model: Path, tmp_path: Path) -> None
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_the_container_heeds_its_environment(model: Path, tmp_path: Path) -> None:
     base = tmp_path / "ml"
     base.mkdir()

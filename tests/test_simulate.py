@@ -283,6 +283,7 @@ def test_true_q_gives_the_known_variances() -> None:
         assert moments(wrong)[1] > 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model", [PositionBased((0.9, 0.5, 0.2)), Cascade(0.9, 0.3)], ids=repr)
 @pytest.mark.parametrize("policy", [*POLICIES, fr.Deterministic()], ids=repr)
 def test_q_columns_equal_their_definition(model: simulate.ClickModel, policy: fr.Policy) -> None:

@@ -23,11 +23,11 @@ demo: $(VENV)/.demo $(NATIVE)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test: $(VENV)/.dev $(PROBES)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --hypothesis-profile brief
 
-# The rest: the same kinds of tests over more cases, and those that take seconds each.
+# The rest: the same kinds of tests over more cases and examples, and those that take seconds each.
 test-slow: $(VENV)/.dev $(PROBES)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow or hypothesis"
 
 test-all: $(VENV)/.dev $(PROBES)
 	$(PYTEST)

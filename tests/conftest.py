@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from support import DRAWS, pairwise_cover
+from support import DRAWS, cover
 
 from fastrank import _native, _probes
 
@@ -16,10 +16,16 @@ from fastrank import _native, _probes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples on every run and in every selection of tests, however busy the machine is.
-settings.register_profile(
-    "fixed", derandomize=True, deadline=None, database=None, max_examples=max(20, int(150 * DRAWS))
-)
+# The same examples on every run and in every selection of tests, however busy the machine is; of
+# them `make test` runs a third (`--hypothesis-profile brief`).
+for name, examples in (("fixed", 150), ("brief", 50)):
+    settings.register_profile(
+        name,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        max_examples=max(20, int(examples * DRAWS)),
+    )
 settings.load_profile("fixed")
 
 
@@ -55,11 +61,12 @@ def _values(item: pytest.Item) -> tuple[tuple[int, ...], ...]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of a test with three parameters or more a pairwise cover of its cells runs; the rest is slow,
-    and under sanitizers it does not run.
+    """Of a test's cells a cover runs; the rest is slow, and under sanitizers it does not run.
 
-    Most faults need one value or two that meet, and every two values that the whole product lets
-    meet do so here. Where cells are marked slow already, the others have a cover of their own.
+    With three parameters or more that is a pairwise cover: most faults need one value or two that
+    meet, and every two that the whole product lets meet do so here. Of tests marked `sampled`,
+    whose cells take long, each value runs somewhere, and with one parameter every third; sanitizers
+    have their pairs, too. Where cells are marked slow already, the others have their own cover.
     """
     functions: dict[str, list[pytest.Item]] = {}
     for item in items:
@@ -67,8 +74,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             functions.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left = []
     for cells in functions.values():
-        cover = pairwise_cover([_values(cell) for cell in cells])
-        left += [cell for at, cell in enumerate(cells) if at not in cover]
+        values = [_values(cell) for cell in cells]
+        if DRAWS < 1.0 or cells[0].get_closest_marker("sampled") is None:
+            chosen = cover(values)
+        else:
+            chosen = cover(values, 1) if len(values[0]) > 1 else {*range(0, len(cells), 3)}
+        left += [cell for at, cell in enumerate(cells) if at not in chosen]
     if DRAWS < 1.0:
         gone = {*left}
         items[:] = [item for item in items if item not in gone]

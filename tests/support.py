@@ -372,27 +372,27 @@ def same_ranking(a: fr.Ranking, b: fr.Ranking) -> bool:
     )
 
 
-def pairwise_cover(cells: Sequence[Sequence[Hashable]]) -> set[int]:
-    """Which cells of a product meet all its pairs: any two values that two factors have together in
-    some cell, they have together in one of these.
+def cover(cells: Sequence[Sequence[Hashable]], strength: int = 2) -> set[int]:
+    """Which cells of a product cover it: any values that `strength` factors have together in some
+    cell, they have together in one of these. 2: all pairs; 1: each value.
 
-    Greedy, and so not the fewest: the next is the first of the cells that add most pairs. With
-    fewer than three factors it is all of them.
+    Greedy, and so not the fewest: the next is the first of the cells that add most. With no more
+    factors than `strength` it is all of them.
     """
-    if max((len(cell) for cell in cells), default=0) < 3:
+    if max((len(cell) for cell in cells), default=0) <= strength:
         return set(range(len(cells)))
-    pairs = [set(combinations(enumerate(cell), 2)) for cell in cells]
-    queue = [(-len(each), at) for at, each in enumerate(pairs)]
+    parts = [set(combinations(enumerate(cell), strength)) for cell in cells]
+    queue = [(-len(each), at) for at, each in enumerate(parts)]
     heapify(queue)
     met: set[Any] = set()
     chosen = set()
     while queue:
         added, at = heappop(queue)
-        new = len(pairs[at] - met)
+        new = len(parts[at] - met)
         if new and new < -added:
             heappush(queue, (-new, at))  # others may add more by now
         elif new:
-            met |= pairs[at]
+            met |= parts[at]
             chosen.add(at)
     return chosen
 

@@ -103,6 +103,7 @@ def test_text_takes_the_place_of_text(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", [">", ">>", "| cat >"])
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
 def test_a_program_s_output_is_written_to(tmp_path: Path, way: str, name: str) -> None:

@@ -157,6 +157,7 @@ def test_an_engine_that_is_not_installed_is_named(shop: Path) -> None:
     assert not (shop / "log").exists()
 
 
+@pytest.mark.slow
 def test_processes_of_a_command(shop: Path) -> None:
     done = process(*asked(shop, "--processes", 2, "--part-rows", 11, "--json"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -326,6 +326,7 @@ def is_gone(process: int) -> bool:
     return state == "Z"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     "after",

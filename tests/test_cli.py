@@ -502,6 +502,7 @@ class TestEntry:
         assert done.stderr == ""
         assert len(json.loads(done.stdout)["item_ids"]) == 10
 
+    @pytest.mark.slow
     def test_verify_says_pass(self, model: Path) -> None:
         done = process("verify", model, "--draws", 1000)
         assert done.returncode == 0, done.stdout + done.stderr

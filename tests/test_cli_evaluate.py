@@ -500,6 +500,7 @@ def test_bad_input_is_one_line(shop: Path, arguments: list[str], message: str) -
     assert message.format(shop=shop) in refused(*filled)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "foreign", "other version"])
 def test_files_that_are_no_logs(shop: Path, tmp_path: Path, kind: str) -> None:
     """Named, never a stack trace; alone they are refused, beside good ones reported."""
@@ -672,6 +673,7 @@ def test_malformed_rows_are_counted_and_reflected(shop: Path, tmp_path: Path) ->
     assert "20 malformed: positive log-propensity" in printed
 
 
+@pytest.mark.slow
 def test_rows_that_came_twice_are_said_and_change_nothing(shop: Path, tmp_path: Path) -> None:
     good = pq.read_table(next((shop / "logs").glob("*.parquet")))
     policy = ["--model", shop / "model", "--policy", "a=plackett_luce:temperature=0.6"]

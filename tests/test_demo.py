@@ -98,6 +98,7 @@ def test_ends_with_commands_that_run(quick: tuple[str, Path]) -> None:
     assert (folder / "report.html").read_text(encoding="utf-8").startswith("<!")
 
 
+@pytest.mark.slow
 def test_shop_is_made_anew(tmp_path: Path) -> None:
     """Rows of a demo before would be duplicates, and of another model for all we know."""
     shop = tmp_path / "shop"

@@ -35,6 +35,7 @@ def test_the_best_build_is_the_default() -> None:
     assert import_with(None).stdout.strip() == max(_probes.isa_names())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", _probes.isa_names())
 def test_a_build_can_be_forced(name: str) -> None:
     assert import_with(name).stdout.strip() == name

@@ -262,6 +262,7 @@ def test_what_can_err_by_more_than_a_factor_of_e_is_allowed_for_beside_the_cut(
 # And it holds
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("n", "dim"), [(40_000, 64), (20_000, 384), (17_000, 768)])
 def test_text_embeddings_are_estimated_within_their_bound(n: int, dim: int) -> None:
     """At all temperatures, and none reads all float32 vectors for its normaliser."""
@@ -284,6 +285,7 @@ def test_text_embeddings_are_estimated_within_their_bound(n: int, dim: int) -> N
     assert 0.01 < max(shares) < 0.6  # 6.6 deviations are allowed for
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dim", [64, 384])
 def test_what_a_scan_noted_too_little_of_is_noted_again(dim: int) -> None:
     """A pilot whose items are heavier than the others makes the first chunk's cut too high.

@@ -102,6 +102,7 @@ class TestOpenBanditDataset:
         assert np.sum(weight * rewards) / weight.sum() == pytest.approx(0.0047758330812, rel=1e-9)
         assert weight.sum() ** 2 / (weight**2).sum() == pytest.approx(1639.50187, abs=1e-5)
 
+    @pytest.mark.sampled
     @needs_source
     @pytest.mark.parametrize("campaign", ["all", "men"])
     @pytest.mark.parametrize("policy", ["random", "bts"])

@@ -57,6 +57,7 @@ def files(paths: list[str]) -> set[Path]:
         return set()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("logs", LOGS)
 def test_as_the_reader_finds(root: Path, logs: str) -> None:
     logs = logs.format(root=root)

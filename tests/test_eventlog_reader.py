@@ -20,7 +20,7 @@ pytest.importorskip("pyarrow")
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from logs import HOUR, NOON, drain, read, report_of, row, table
 
@@ -1236,6 +1236,7 @@ class TestFiles:
         assert sum(map(len, reader)) == 1
         assert "No such file" in reader.report.files_set_aside[str(tmp_path / "a.parquet")]
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("kind", ["int64", "str"])
     def test_every_prefix_of_a_stream_is_readable(self, kind: IdKind, tmp_path: Path) -> None:
         """A torn tail gives the whole batches before it, and is reported."""
@@ -1403,7 +1404,6 @@ class TestFilters:
         assert bias_id([1.0]) == bias_id(np.ones(1))
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

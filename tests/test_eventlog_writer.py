@@ -1198,6 +1198,7 @@ class TestKilled:
                 batch.exclude(i)
                 batch.bias(i)
 
+    @pytest.mark.slow
     def test_while_sealing(self, tmp_path: Path) -> None:
         """A segment is whole in one of its two files at each moment, and never counted twice."""
         with LogWriter(tmp_path / "source", flush_rows=1000) as log:
@@ -1416,6 +1417,7 @@ class TestFork:
         assert segments(tmp_path, ".arrow") == []
         assert len(drain(tmp_path)[0]) == 1
 
+    @pytest.mark.slow
     def test_in_the_middle_of_everything(self, tmp_path: Path) -> None:
         """Locks that another thread held at the fork must not stop the child."""
         code = """

@@ -140,6 +140,7 @@ def exact_square(e: Exact, logging: fr.Policy, target: fr.Policy, prefix: int) -
     return float((p1[shown] ** 2 / p0[shown]).sum())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spare", SPARES)
 @pytest.mark.parametrize("target", POLICIES)
 @pytest.mark.parametrize("case", [case for case in CASES if case != "far apart"])

@@ -238,6 +238,7 @@ def test_rules_by_masses_are_those_of_the_product() -> None:
         np.testing.assert_allclose(own[i], oracle, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_a_cap_strikes_out_is_what_rules_do_not_draw() -> None:
     """The same law of the last place's seller: so the first shop's truth is the third one's."""
     market = experiments._Market(3)
@@ -290,6 +291,7 @@ def test_names_are_the_same_everywhere() -> None:
     assert tuple(experiments.EXPERIMENTS) == _NAMES
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", _NAMES)
 def test_command_explains_and_draws(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -159,6 +159,7 @@ def test_without_metadata_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [

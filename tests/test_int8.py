@@ -175,6 +175,7 @@ def adversarial_queries(dim: int) -> dict[str, npt.NDArray[np.float32]]:
 # The law
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("codes")
 @pytest.mark.parametrize("case", LAW_CASES, ids=lambda case: case.name)
 def test_ordered_law_of_a_few_allowed_items(isa: str, case: LawCase) -> None:
@@ -210,6 +211,7 @@ def test_ordered_law_over_panels(
     assert_ordered_law(orders, item.scores, case.k, policy, eligible)
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("codes")
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("dim", [1, 5, 64])
@@ -287,6 +289,7 @@ def test_ordered_law_where_budgets_are_spent_on_a_linear_bound(
     assert_ordered_law(orders, item.scores, 1, PLACKETT_LUCE)
 
 
+@pytest.mark.sampled
 @pytest.mark.law
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 20.0])
 @pytest.mark.parametrize("order", ["shuffled", "ascending"])
@@ -562,6 +565,7 @@ def test_log_norm_is_within_its_bound(name: str) -> None:
     assert "bounded" in kinds  # or this would say nothing
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("codes")
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("dim", [1, 4, 64])
@@ -583,6 +587,7 @@ def test_log_norm_of_adversarial_rows_is_within_its_bound(name: str, dim: int) -
                 check_normaliser(item, policy, tolerance)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("place", ["catalog", "call", "both", "both, cancelling"])
 @pytest.mark.parametrize("kind", ["equal", "nearly equal", "spread"])
 def test_log_norm_under_large_biases_is_within_its_bound(kind: str, place: str) -> None:
@@ -1071,6 +1076,7 @@ catalog.rank(np.ones(8), policy=fr.Deterministic())
 """
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "3e38", "-1"])
 @pytest.mark.parametrize("count", [20, 10_000])
 def test_damage_that_nobody_looked_for_ends_no_process(

@@ -151,6 +151,7 @@ def threads_of_this_process() -> int:
     return len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("name", NAMES)
 def test_handlers_run_during_a_call_and_may_end_it(catalog: fr.Catalog, name: str) -> None:

@@ -27,11 +27,13 @@ QUERY = np.ones(1, np.float32)
 BEST = LAST[[3, 5, 4, 1, 2, 0]].tolist()
 
 
+@pytest.mark.sampled
 def test_deterministic_finds_them_in_order(isa: str, catalog: fr.Catalog) -> None:
     ranking = catalog.rank(QUERY, 8, policy=fr.Deterministic())
     assert ranking.item_ids.tolist() == [*BEST, 0, 1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_plackett_luce_finds_them_in_order(catalog: fr.Catalog, sampler: Sampler) -> None:
     """At T = 1/50 another order has a probability below e^-50."""

@@ -113,6 +113,7 @@ def test_tails_are_uniform_beyond_any_gap(
     check_case(LawCase("gap", tuple(scores), 3), PLACKETT_LUCE[sampler])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("gap", [40.0, 87.0, 1000.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_tails_keep_their_spread_beyond_any_gap(
@@ -129,6 +130,7 @@ def test_tails_keep_their_spread_beyond_any_gap(
     assert_ordered_law(orders[:, 2:], item.scores, 2, PLACKETT_LUCE[sampler], tail)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(
     ("score", "temperature"), [(1e30, 1e-6), (-1e30, 1e-6), (1e30, 1e6), (1e-30, 1e-6)]
@@ -224,6 +226,7 @@ def test_exploring_reaches_the_whole_catalog(isa: str, policy: fr.Policy) -> Non
         assert_first_position_law(orders[:, place], eligible / eligible.sum())
 
 
+@pytest.mark.sampled
 @pytest.mark.large
 @pytest.mark.parametrize("sampler", SLOW_SEQUENTIAL)
 def test_a_million_small_items_beat_a_head_as_often_as_they_should(sampler: Sampler) -> None:

@@ -711,6 +711,7 @@ def test_a_closed_loop_asks_for_each_type_alike(tmp_path: Path) -> None:
     assert "p50 / that of deterministic" in said
 
 
+@pytest.mark.slow
 def test_what_else_is_asked_takes_turns_on_two_servers(tmp_path: Path) -> None:
     """The second server answers by a pass where a table is expected, which is an error."""
     body = b'{"item_ids":[1],"made_by":"%s"}'
@@ -882,6 +883,7 @@ def test_from_locusts_page(tmp_path: Path) -> None:
     assert run.sent == server.asked
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -97,6 +97,7 @@ def test_equal_weights_are_uniform() -> None:
 # Against enumeration
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0, 20.0, 60.0, 1000.0])
 def test_marginals_equal_enumeration(spread: float) -> None:
     rng = np.random.default_rng(int(spread * 10))

@@ -152,6 +152,7 @@ def measured(code: str, *arguments: str) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("inference_type", "storage"),
     [

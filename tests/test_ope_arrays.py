@@ -97,6 +97,7 @@ def row_by_row(model: fr.Model, log: LogReader, policy: fr.Policy) -> np.ndarray
     return np.array(result)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("batch_rows", [ROWS, 37])
 @pytest.mark.parametrize("kept", [1 << 27, 3000, 0])
 def test_shared_laws_are_those_of_each_row(

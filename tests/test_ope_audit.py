@@ -60,6 +60,7 @@ def outcomes(found: ope.Audit) -> dict[str, str]:
     return {check.name: check.outcome for check in found.checks}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "policy",
     [

@@ -281,6 +281,7 @@ def test_a_right_assumption_is_seldom_doubted() -> None:
     assert sum("cascade" in kinds for kinds, _ in found) < 6
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("n", [4000, 20_000])
 def test_uneven_weights_refute_no_right_assumption(n: int) -> None:
     """Of 100 logs a mean of .3 for each pair; 4 or more would have a probability of 3e-4."""
@@ -290,6 +291,7 @@ def test_uneven_weights_refute_no_right_assumption(n: int) -> None:
     assert {lead for _, lead in found} == {"snrips"}  # snips, which is not ok, cannot lead
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "behaviour",
     [leaves_after_a_click, scrolls_on_by_what_is_there, buys_one_at_most],

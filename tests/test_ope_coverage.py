@@ -131,6 +131,7 @@ def judge(coverage: float, flagged: float, rewarded: float) -> None:
         assert flagged >= 0.99
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "cell",
     [pytest.param(c, marks=() if quick(c) else pytest.mark.slow) for c in LADDER],
@@ -319,6 +320,7 @@ def test_coverage_of_reward_models(model: str) -> None:
         assert found.flagged[j] < 0.02
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("spoiled", ["means of what was shown", "rows out of order", "the rewards"])
 def test_a_reward_model_that_contradicts_itself_is_flagged(spoiled: str) -> None:
     """Of 60 logs, whose differences would cover in few, but for flags."""

@@ -188,6 +188,7 @@ def test_a_deterministic_log_can_evaluate_nothing_else(
     assert same.estimates["ips"].value == same.estimates["avg"].value
 
 
+@pytest.mark.slow
 def test_a_deterministic_target_of_one_place_can_be_reached(
     tmp_path: Path, world: simulate.World, model: fr.Model
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_deterministic_target_of_one_place_can_be_reached(
     assert abs((estimate.value or 0.0) - truth.value) < 5.5 * (estimate.standard_error or 0.0)
 
 
+@pytest.mark.slow
 def test_another_model(stochastic: LogReader, world: simulate.World, model: fr.Model) -> None:
     """The same items and users with other vectors; who logged must be given."""
     other = world.model(noise=0.35, seed=2)
@@ -262,6 +264,7 @@ def test_the_first_places_alone(short: LogReader, model: fr.Model) -> None:
 # The estimators that want more than propensities.
 
 
+@pytest.mark.slow
 def test_marginals_and_slates_come_from_the_models(tmp_path: Path, world: simulate.World) -> None:
     small = simulate.World.synthetic(
         20, 7, simulate.PositionBased([1.0, 0.7]), dim=3, seed=8, typical_rate=0.2
@@ -940,10 +943,10 @@ def test_rows_that_name_no_user_are_counted(tmp_path: Path) -> None:
     assert found.logged.effective_clusters > 100  # a user each
 
 
-def test_a_verdict_says_what_earns(stochastic: LogReader, model: fr.Model) -> None:
+def test_a_verdict_says_what_earns(short: LogReader, model: fr.Model) -> None:
     colder = by_model(model, colder=fr.PlackettLuce(0.45))
     for places, unit in ((None, "a ranking"), (2, "by the first 2 places"), (1, "by the first")):
-        found = ope.evaluate(stochastic, colder, logging=[model], places=places).policies[0]
+        found = ope.evaluate(short, colder, logging=[model], places=places).policies[0]
         assert unit in found.verdict
 
 
@@ -1209,6 +1212,7 @@ def test_progress_is_told_within_a_batch(tmp_path: Path) -> None:
     assert told == sorted(told)
 
 
+@pytest.mark.slow
 def test_what_estimators_want_besides_is_part_of_the_forecast(
     short: LogReader, model: fr.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

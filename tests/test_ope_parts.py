@@ -494,6 +494,7 @@ CASES: Mapping[str, Callable[[simulate.World, fr.Model], tuple[list[Any], dict[s
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", CASES)
 def test_policies_and_estimators(shop: tuple[Path, simulate.World, fr.Model], case: str) -> None:
     folder, world, model = shop

@@ -80,6 +80,7 @@ def test_processes_print_the_same(shop: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "options",
     [
@@ -96,6 +97,7 @@ def test_json(shop: Path, alone: list[Any], options: list[str]) -> None:
     assert_same(json.loads(by_parts), json.loads(plain))
 
 
+@pytest.mark.slow
 def test_files_with_the_same_rows_are_read_as_one(
     shop: Path, tmp_path: Path, alone: list[Any]
 ) -> None:
@@ -130,6 +132,7 @@ def test_files_that_say_which_arm_by_their_folder(
     assert len(json.loads(plain)["strata"]) == 2
 
 
+@pytest.mark.slow
 def test_an_error_of_a_process_is_one_line(shop: Path) -> None:
     said = refused("evaluate", shop / "log", "--column", "nothing", "--engine", "local")
     assert "no column named nothing" in said

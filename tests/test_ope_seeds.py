@@ -82,6 +82,7 @@ def test_of_long_logs_a_share_of_seeds_stands_for_all() -> None:
     assert counted(far, np.concatenate([users, users])).shared == 0.0  # each user's own
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("n", [1, 24, 1000])
 def test_few_seeds_of_many_rows_are_not_missed(n: int) -> None:
     """Whatever a hash would choose: one row in a hundred has one of n seeds, the rest its own."""
@@ -121,6 +122,7 @@ def test_seeds_of_their_own_are_fine(tmp_path: Path) -> None:
     assert (found.policies[0].status, found.logged.status) == ("ok", "ok")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("different", [1, 24])
 def test_seeds_that_users_share_are_not(tmp_path: Path, different: int) -> None:
     """The same for all, or one an hour: the interval would cover .8 of the time, and say .95."""
@@ -152,6 +154,7 @@ def test_a_user_may_have_a_seed_where_errors_are_by_user(tmp_path: Path) -> None
     assert "repeated_seeds" in evaluated(log, cluster=False).policies[0].reasons
 
 
+@pytest.mark.slow
 def test_what_nobody_drew_by_a_servers_seed_is_not_counted(tmp_path: Path) -> None:
     users = np.arange(N) % 200
     drawn = written(tmp_path / "a", [1] * N, users, policy=fr.Deterministic())

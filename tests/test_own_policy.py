@@ -168,6 +168,7 @@ class TestChoosing:
     """Overlaps are exact here, by quadrature: what is left is the error of the choice itself, whose
     correction was found from draws. Six of its standard errors; seeds are fixed."""
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(("overlap", "k"), [(0.5, 5), (0.7, 5), (0.7, 1), (0.9, 10)])
     def test_users_keep_what_was_asked_for(self, overlap: float, k: int) -> None:
         model = plain()
@@ -363,6 +364,7 @@ class TestBuild:
             assert '"temperature x0.8": ' in text
         assert overlaps(model, 5).mean() == pytest.approx(0.7, abs=6 * point.overlap_error + 1e-3)
 
+    @pytest.mark.slow
     def test_other_overlaps_and_places(self, files: list[object], tmp_path: Path) -> None:
         model, _ = built(files, tmp_path / "m", "-k", 5, "--overlap", 0.9)
         assert overlaps(model, 5).mean() == pytest.approx(0.9, abs=0.02)

@@ -251,6 +251,7 @@ def other_draws() -> Plan:
 
 
 class TestSolving:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("overlap", [pytest.param(0.3, marks=pytest.mark.slow), 0.8, 0.95])
     def test_overlap(self, plan: Plan, other_draws: Plan, kind: Kind, overlap: float) -> None:
@@ -276,6 +277,7 @@ class TestSolving:
         assert solution.bound == "none"
         assert solution.value == pytest.approx(5 / 400, abs=2e-3)  # uniform: the nearest there is
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("prefix", [1, 5])
     def test_ess(self, plan: Plan, kind: Kind, prefix: int) -> None:

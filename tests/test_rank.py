@@ -213,6 +213,7 @@ def a_million() -> Scored:
     return scored(np.random.default_rng(4).standard_normal(1_000_000))
 
 
+@pytest.mark.sampled
 @pytest.mark.large
 @pytest.mark.parametrize("policy", POLICIES)
 def test_ten_allowed_of_a_million(a_million: Scored, policy: str) -> None:

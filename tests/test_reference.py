@@ -151,6 +151,7 @@ def test_textbook_softmax_removal_stops_where_it_says() -> None:
     assert all(order == [0, 3] for order in drawn)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("procedure", "dtype", "k"),
     [  # every two of them together

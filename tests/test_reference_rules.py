@@ -632,6 +632,7 @@ def test_a_draw_follows_its_law() -> None:
 # Random worlds
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kinds", [*SINGLES, *PAIRS, *triples(30), KINDS[2:6]], ids="+".join)
 def test_laws_sum_to_one_and_propensities_are_of_them(kinds: Kinds) -> None:
     for world in worlds(kinds, 2):

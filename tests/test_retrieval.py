@@ -199,6 +199,7 @@ def test_an_inverted_file_has_every_item_once(prior: bool, storage: str) -> None
         np.testing.assert_allclose(ranking.log_propensities, by_pass, atol=2e-5)
 
 
+@pytest.mark.sampled
 @pytest.mark.law
 @pytest.mark.skipif(not GOWALLA.is_dir(), reason="there is no ../shared/data/gowalla")
 @pytest.mark.parametrize("storage", ["float32", "int8"])

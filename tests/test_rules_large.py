@@ -85,6 +85,7 @@ def off(name: str, policy: fr.Policy, seeds: range) -> float:
     return worst
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", [STEEP, FLAT, fr.BestFirst(2, STEEP)], ids=repr)
 @pytest.mark.parametrize("name", CASES)
 def test_propensities_are_those_of_the_oracle(name: str, policy: fr.Policy) -> None:

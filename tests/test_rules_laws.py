@@ -250,6 +250,7 @@ def check_judging(each: World, count: int = 24) -> None:
         assert_judged(each, order, got, max(1, k))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kinds", SINGLES, ids="+".join)
 def test_judging_by_each_kind(kinds: Kinds) -> None:
     for each in worlds(kinds, 8):
@@ -273,6 +274,7 @@ def test_judging_by_pairs_triples_and_all_kinds() -> None:
             check_judging(each)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", MADE)
 def test_judging_of_made_worlds(name: str) -> None:
     check_judging(MADE[name], 120)
@@ -297,6 +299,7 @@ def test_law_however_many_are_drawn_at_a_time(name: str, count: int, ahead: Any)
     check(MADE[name], OTHER_DRAWS.get(name, N_DRAWS))
 
 
+@pytest.mark.slow
 def test_law_of_some_pairs(ahead: Any) -> None:
     for i, kinds in enumerate(PAIRS):
         ahead(1 + i % 3)
@@ -368,6 +371,7 @@ _POLICIES: dict[str, World] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "name",
     [
@@ -390,6 +394,7 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _probes.set_few_items(previous)
 
 
+@pytest.mark.sampled
 @pytest.mark.usefixtures("coded")
 @pytest.mark.parametrize("name", ["window of lists", "all"])
 def test_law_of_int8_storage(name: str, ahead: Any) -> None:
@@ -455,6 +460,7 @@ def same_batch(one: fr.RankingBatch, other: fr.RankingBatch) -> bool:
     return all(same_ranking(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["cap", "all"])
 def test_law_of_given_scores(name: str, ahead: Any) -> None:
     ahead(2)
@@ -495,6 +501,7 @@ def test_law_of_a_flat_tail_with_an_index(ahead: Any) -> None:
 # ---- Scores far apart ----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("gap", "temperature"), [(100.0, 1.0), (800.0, 1e-3), (30.0, 1e3), (1e6, 1.0)]
 )

@@ -115,6 +115,7 @@ def check_of(log: LogReader, models: list[Any], name: str = "propensities") -> o
 # ---- Rows --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", [False, True], ids=["int64", "str"])
 def test_a_row_says_its_rules(kind: str, text: bool, tmp_path: Path) -> None:
@@ -328,6 +329,7 @@ def test_rows_that_differ_in_their_rules_contradict_each_other(tmp_path: Path) -
 # ---- Audits ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", [
     fr.PlackettLuce(0.8), fr.BestFirst(2, fr.PlackettLuce(0.8)), fr.EpsilonGreedy(0.3),
     fr.Uniform(), fr.Deterministic(),
@@ -526,6 +528,7 @@ def plain_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "weighed"
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", STRICTER)
 @pytest.mark.parametrize("policy", [COLD, fr.BestFirst(1, COLD)], ids=["draws", "best first"])
 def test_other_rules_are_an_evaluation_policy_like_any(
@@ -543,6 +546,7 @@ def test_other_rules_are_an_evaluation_policy_like_any(
     assert words in of_policy.description
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", STRICTER)
 def test_a_policy_is_asked_about_under_the_rows_own_rules(name: str, tmp_path: Path) -> None:
     catalog, rules = small_catalog(), STRICTER[name]
@@ -582,6 +586,7 @@ LAXER = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("logged", "asked", "warm", "cold"), LAXER)
 def test_laxer_rules_are_uncovered(
     logged: fr.Rules, asked: fr.Rules, warm: fr.Policy, cold: fr.Policy, tmp_path: Path
@@ -844,6 +849,7 @@ def test_slate_weights_want_the_same_items_eligible(tmp_path: Path) -> None:
         ope.evaluate(log, asked, logging=[catalog], estimators=["pi"])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", STRICTER)
 @pytest.mark.parametrize("policy", [COLD, fr.BestFirst(1, COLD)], ids=["draws", "best first"])
 def test_doubly_robust_means_are_those_of_the_rules(

@@ -57,6 +57,7 @@ def test_the_catalog_is_the_oracles_where_there_are_no_rules() -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=str(each))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", KINDS)
 def test_rules_matter(kind: str) -> None:
     """Most worlds have another law without the rule."""
@@ -65,6 +66,7 @@ def test_rules_matter(kind: str) -> None:
     assert len(other) > 20
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ["cap", "window", "at_least", "pin_where"])
 def test_places_come_out_empty(kind: str) -> None:
     drawn = list(worlds((kind,), 80))

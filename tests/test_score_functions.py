@@ -179,6 +179,7 @@ def plain(function: Callable[..., Any], dots: Any, **params: Any) -> list[float]
     return rows
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: str(f.__name__))
 def test_a_function_computes_what_python_computes(function: Callable[..., Any]) -> None:
     score = fr.score_function(function)
@@ -213,6 +214,7 @@ def only_sigmoid(dot: float) -> float:
     return sigmoid(max(dot, -80.0))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("function", "right"),
     [
@@ -369,6 +371,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("body", "reason"), REFUSED, ids=range(len(REFUSED)))
 def test_what_cannot_be_compiled_is_refused(
     made: Callable[[str], fr.ScoreFunction], body: str, reason: str
@@ -706,6 +709,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_code_is_made_again(
     kept: Kept,

@@ -478,6 +478,7 @@ def test_a_batch_may_mix_dot_products_and_scores() -> None:
     ]
 
 
+@pytest.mark.sampled
 def test_law_in_an_order_of_its_own(isa: str) -> None:
     """A prior stores items, and columns, in another order: the law is that of the rows."""
     columns: dict[str, list[Any]] = {

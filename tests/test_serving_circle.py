@@ -115,6 +115,7 @@ def captured(number: int, request: str, answer: bytes, served_at: datetime) -> d
     }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["own", "captured"])
 def test_the_estimate_covers_the_truth(
     way: str, served: dict[str, Path], world: simulate.World, model: Path, tmp_path: Path

@@ -501,6 +501,7 @@ class TestLife:
             container.wait_for(" listening on ", 1)
             assert container.stop(seconds=3.0) == 0, container.stderr
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         ("name", "value"),
         [

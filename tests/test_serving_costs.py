@@ -186,6 +186,7 @@ BODIES: dict[str, Callable[[int], str]] = {
 SOME, ALL = (20_000, 40_000, 80_000), (MAX_BODY // 4 - 50, MAX_BODY // 2 - 50, MAX_BODY - 100)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("sizes", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies(model: Path, tmp_path: Path, name: str, sizes: tuple[int, ...]) -> None:
@@ -218,6 +219,7 @@ BATCHES: dict[str, Callable[[int], str]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -270,6 +272,7 @@ URLS: dict[str, Callable[[int], tuple[str, str]]] = {
 HEAD = 60_000
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", URLS)
 def test_addresses(model: Path, name: str) -> None:
     async def work(app: App) -> bool:

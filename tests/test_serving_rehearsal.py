@@ -119,6 +119,7 @@ def everything(text: bool) -> list[tuple[str, str, bytes, dict[str, str]]]:
     return found + [(method, path, b"", {}) for path in paths for method in ("GET", "HEAD", "POST")]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("text", [False, True])
 def test_nothing_is_imported_once_it_is_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bool

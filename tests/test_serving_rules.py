@@ -263,6 +263,7 @@ def test_a_request_that_is_sent_again_has_the_same_rules(
 # ---- What is refused -------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("asked", "status", "field", "words"),
     [

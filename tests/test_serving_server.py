@@ -433,6 +433,7 @@ def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     return write
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("program", "workers"), [("fastrank", 1), ("fastrank_serving", 2)])
 def test_no_directory_needs_to_be_writable(
     model: Path,
@@ -799,6 +800,7 @@ def few_files(server: Process, files: int) -> None:
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (files, most))
 
 
+@pytest.mark.slow
 def test_many_clients_and_few_files(model: Path, tmp_path: Path) -> None:
     """All are answered, in turns; the log, the metrics and a reload have the files they need."""
     with Process(model, "--log", str(tmp_path)) as server:
@@ -1039,6 +1041,7 @@ def test_what_cannot_be_served_ends_at_once(model: Path, tmp_path: Path) -> None
         assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_the_container_heeds_its_environment(model: Path, tmp_path: Path) -> None:
     base = tmp_path / "ml"
     base.mkdir()

@@ -470,6 +470,7 @@ def rows(directory: Path) -> set[str]:
     return {name for b in LogReader(directory) for name in b.table["request_id"].to_pylist()}
 
 
+@pytest.mark.slow
 def test_workers_serve_what_arrives_and_upload_what_they_answered(
     tmp_path: Path, made: Path
 ) -> None:

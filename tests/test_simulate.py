@@ -283,6 +283,7 @@ def test_true_q_gives_the_known_variances() -> None:
         assert moments(wrong)[1] > 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model", [PositionBased((0.9, 0.5, 0.2)), Cascade(0.9, 0.3)], ids=repr)
 @pytest.mark.parametrize("policy", [*POLICIES, fr.Deterministic()], ids=repr)
 def test_q_columns_equal_their_definition(model: simulate.ClickModel, policy: fr.Policy) -> None:
@@ -406,6 +407,7 @@ def test_users_come_equally_often(small: World) -> None:
     assert chi_square_p_value(counts, halved) < LIMIT
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("model", [PositionBased((1.0, 0.6, 0.3)), Cascade(0.9, 0.2)], ids=repr)
 def test_a_log_is_worth_what_is_true(model: simulate.ClickModel) -> None:
     """Its mean, and its inverse-propensity weighted mean, within 6 standard errors: chance 2e-9.
@@ -446,6 +448,7 @@ def test_a_log_is_worth_what_is_true(model: simulate.ClickModel) -> None:
     assert errors_off(forgetful * rewards, of_new.value) > SIX
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("old", [fr.Uniform(), fr.PlackettLuce(4.0)], ids=repr)
 def test_marginals_and_pseudo_inverse_estimate_additive_rewards(old: fr.Policy) -> None:
     """Within 6 standard errors of the truth, chance 2e-9; unweighted rewards are not.
@@ -500,6 +503,7 @@ def of_sellers() -> tuple[World, fr.Catalog, reference.RuleMasks]:
 CAP = fr.Rules(where="price < most", cap={"seller": 1})
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", [fr.PlackettLuce(0.7), fr.Deterministic()], ids=repr)
 def test_values_under_rules_are_those_of_the_enumerated_law(policy: fr.Policy) -> None:
     """Within 6 standard errors: chance 2e-9. Lists are shorter than k, for want of sellers."""
@@ -522,6 +526,7 @@ def test_values_under_rules_are_those_of_the_enumerated_law(policy: fr.Policy) -
     assert abs(plain - truth) > 0.1
 
 
+@pytest.mark.slow
 def test_a_log_under_rules_says_so_and_is_worth_what_is_true(tmp_path: Path) -> None:
     """Within 6 standard errors of the truth of another temperature under these rules."""
     pytest.importorskip("pyarrow")

@@ -29,10 +29,10 @@ from support import (
     assert_ordered_law,
     assert_well_formed,
     chi_square_p_value,
+    cover,
     heavy_tailed_scores,
     merge_small,
     order_counts,
-    pairwise_cover,
 )
 
 import fastrank as fr
@@ -116,6 +116,7 @@ def test_right_samplers_pass(
     assert_ordered_law(orders, scores, 2, PLACKETT_LUCE)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("case", LAW_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "policy", [fr.Deterministic(), PLACKETT_LUCE, fr.EpsilonGreedy(0.3), fr.Uniform()], ids=repr
@@ -299,23 +300,23 @@ def test_right_propensities_pass() -> None:
 # What `make test` runs of a product
 
 
-def test_a_cover_meets_every_pair_of_a_product() -> None:
+@pytest.mark.parametrize(("strength", "fewest"), [(1, 5), (2, 20)])
+def test_a_cover_has_what_the_product_has(strength: int, fewest: int) -> None:
     cells = [*product("abcd", (0, 1, 2), (True, False), "xyzuv")]
-    whole = [cell for cell in cells if cell[:2] != ("a", 0)]  # a pair that no cell has
-    for each in (cells, whole):
-        chosen = pairwise_cover(each)
-        pairs = [{*combinations(enumerate(cell), 2)} for cell in each]
-        assert set.union(*pairs) == set.union(*(pairs[at] for at in chosen))
-        assert 20 <= len(chosen) < 30, "of 120; 20 are the first factor times the last"
-        assert chosen == pairwise_cover(each)
+    holed = [cell for cell in cells if cell[:2] != ("a", 0)]  # a pair that no cell has
+    for each in (cells, holed):
+        chosen = cover(each, strength)
+        parts = [{*combinations(enumerate(cell), strength)} for cell in each]
+        assert set.union(*parts) == set.union(*(parts[at] for at in chosen))
+        assert fewest <= len(chosen) < 1.5 * fewest, "of 120"
 
 
 @pytest.mark.parametrize("cells", [[], [(), ()], [(1,), (2,), (2,)], [*product((1, 2), (3, 4))]])
-def test_with_fewer_than_three_factors_nothing_is_left_out(cells: list[tuple[int, ...]]) -> None:
-    assert pairwise_cover(cells) == {*range(len(cells))}
+def test_all_pairs_of_two_factors_are_all_cells(cells: list[tuple[int, ...]]) -> None:
+    assert cover(cells) == {*range(len(cells))}
 
 
 def test_a_cell_that_alone_has_a_pair_is_in_the_cover() -> None:
     cells = [*product((0, 1), (0, 1), (0, 1)), (2, 0, 0)]
-    assert 8 in pairwise_cover(cells)
-    assert len(pairwise_cover(cells)) == 5
+    assert 8 in cover(cells)
+    assert len(cover(cells)) == 5

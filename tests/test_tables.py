@@ -55,6 +55,7 @@ def test_law_over_cells(isa: str, k: int) -> None:
     assert_ordered_law(item.draw(k, PL, N_DRAWS), item.scores, k, PL, live(item))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("gap", [40.0, 90.0, 1000.0, 1700.0, 3000.0])
 def test_law_below_a_head(isa: str, gap: float) -> None:
     """The head is in a cell by itself, in one with others, and two of it are in one cell."""
@@ -71,6 +72,7 @@ def test_law_below_a_head(isa: str, gap: float) -> None:
         assert_ordered_law(orders[:, len(heads) :], scores, 2, PL, left)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("cut", [[0], [48], [49], [48, 49, 50, 51], [16, 17], [80, 52]])
 @pytest.mark.parametrize("beside", [200, 3])
 def test_law_of_a_filter(isa: str, cut: list[int], beside: int) -> None:
@@ -101,6 +103,7 @@ def test_law_of_an_allow_list(isa: str) -> None:
     assert_ordered_law(orders, item.scores, 3, PL, item.eligible(allow=allow))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 @pytest.mark.parametrize("sd", [0.3, 1.5, 4.0])
 def test_law_over_cells_of_many_panels(storage: str, sd: float) -> None:

@@ -57,6 +57,7 @@ def whole(batch: fr.RankingBatch) -> bytes:
     return b"".join(array.tobytes() for array in arrays)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("threads", [2, 3, 5])
 def test_any_number_of_threads_ranks_alike(

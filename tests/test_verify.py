@@ -106,6 +106,7 @@ class TestQuantised:
 
 
 class TestRight:
+    @pytest.mark.sampled
     @pytest.mark.parametrize("text_ids", [False, True])
     def test_a_right_catalog_passes(self, text_ids: bool) -> None:
         steps: list[tuple[str, int, int]] = []
@@ -131,6 +132,7 @@ class TestRight:
         assert [done for _, done, _ in steps] == list(range(len(steps)))
         assert steps[-1][1] < steps[-1][2]
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize("n_items", [1, 2, 3, 17])
     def test_tiny_catalogs(self, n_items: int) -> None:
         vectors = np.random.default_rng(0).standard_normal((n_items, 2))
@@ -145,11 +147,13 @@ class TestRight:
         verdict = verify_catalog(fr.Catalog(np.arange(40), vectors), queries, draws=1000)
         assert verdict.passed, verdict.failures
 
+    @pytest.mark.slow
     def test_a_saved_model_and_a_saved_catalog_pass(self, saved: Path, tmp_path: Path) -> None:
         assert verify(saved, draws=1000).passed
         make_catalog().save(tmp_path / "catalog")
         assert verify(tmp_path / "catalog", draws=1000).passed
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         "text",
         [

@@ -96,6 +96,7 @@ def gumbel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 # Right
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", ALL)
 def test_right_rankings_pass(kind: str) -> None:
     """By every inference type that takes such rules."""
@@ -115,6 +116,7 @@ def test_right_rankings_pass(kind: str) -> None:
     assert ("deterministic" in types) != bool(softmax)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gumbel_alone")
 def test_many_items_are_looked_at_in_part() -> None:
     """And a list of a thousand pins and shares is not enumerated."""
@@ -314,6 +316,7 @@ class TestCommand:
     def run(self, *arguments: object) -> Any:
         return CliRunner().invoke(app, ["verify", *map(str, arguments)], prog_name="fastrank")
 
+    @pytest.mark.slow
     def test_two_files(self, model: Path, tmp_path: Path) -> None:
         one, two = tmp_path / "one.json", tmp_path / "two.json"
         one.write_text(json.dumps(fr.Rules(**ALL["where"], cap={"seller": 2}).to_dict()))
@@ -334,6 +337,7 @@ class TestCommand:
         assert result.exit_code == 2
         assert '--rules: {"cap": {"shop": 1}}: cap: there is no column \'shop\'' in result.stderr
 
+    @pytest.mark.slow
     def test_a_fault_names_the_file(
         self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

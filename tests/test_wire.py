@@ -239,6 +239,7 @@ def rows_of(reader: LogReader) -> dict[str, dict[str, Any]]:
     return rows
 
 
+@pytest.mark.sampled
 @settings(max_examples=max(5, int(12 * DRAWS)))
 @given(st.data())
 def test_a_capture_is_the_servers_own_log(model: Path, data: st.DataObject) -> None:

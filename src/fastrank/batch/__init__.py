@@ -1,8 +1,8 @@
-"""Every user ranked, in parts: by a process pool, Ray, Spark or any other map.
+"""Rank every user, in parts: by a process pool, Ray, Spark or any other map.
 
-`RankUsers` is what an engine maps: a table of users in, rows of the log out. `run` is the embedded
-engine, which goes on after a kill. `begin` draws a run's key and keeps it beside the log, for an
-engine of one's own; `project` makes of the log what a serving store keeps. Needs pyarrow (the extra
+`RankUsers` is what an engine maps: a table of users in, rows of the log out. `run` is the built-in
+engine, which continues after a kill. `begin` draws a run's key and stores it beside the log, for
+other engines; `project` writes what a serving store needs from the log. Needs pyarrow (the extra
 ``data``).
 """
 

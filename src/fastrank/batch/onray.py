@@ -1,4 +1,4 @@
-"""Parts ranked by Ray Data: actors that map the model once, and that Ray starts anew."""
+"""Rank parts by Ray Data: actors that map the model once, and that Ray restarts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["check_ray", "ranked_by_ray"]
 
 
 def check_ray() -> None:
-    """A ModuleNotFoundError with what to install, where Ray Data is not there."""
+    """Raise ModuleNotFoundError, saying what to install, if Ray Data is missing."""
     with named_if_missing():
-        import aiohttp  # noqa: F401  # without which Ray Data does not start
+        import aiohttp  # noqa: F401  # Ray Data does not start without it
         import ray.data  # noqa: F401
 
 
 class _RankParts:
-    """The callable of `map_batches`: a part a row in, what was done out."""
+    """The callable of `map_batches`: one part per row in, its results out."""
 
     def __init__(self, ranker: RankUsers, output: Path) -> None:
         self.ranker, self.output = ranker, output
@@ -40,7 +40,7 @@ class _RankParts:
             part = Part(row["file"], row["start"], users, row["name"])
             try:
                 said.append({"done": asdict(rank_part(self.ranker, self.output, part))})
-            except ValueError as error:  # which another try would not mend
+            except ValueError as error:  # trying again would not help
                 said.append({"error": str(error)})
         return pa.table({"said": [json.dumps(each) for each in said]})
 
@@ -52,12 +52,12 @@ def ranked_by_ray(
     processes: int | None,
     tell: Callable[[int], None],
 ) -> Iterator[Done]:
-    """Each part as it is done, on the cluster that Ray is connected to, or one of this machine.
+    """Yield each part as it is done, on the cluster that Ray is connected to, or on this machine.
 
     Raises
     ------
     ValueError
-        As `rank_part`; what is done by then stays.
+        As in `rank_part`; parts that are done stay.
     """
     import ray
 
@@ -78,7 +78,7 @@ def ranked_by_ray(
         ]
         if not blocks:
             return
-        # An actor that holds the last CPU leaves none for Ray's own tasks, which it then waits for.
+        # An actor that holds the last CPU would leave none for Ray's own tasks, which it waits for.
         cpus = int(ray.cluster_resources().get("CPU", 1))
         actors = max(1, min(processes or cpus - 1, len(blocks)))
         with _quiet(ray):
@@ -104,7 +104,7 @@ def ranked_by_ray(
 
 @contextlib.contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Without Ray's own progress bars and plans, which would stand between ours."""
+    """Turn off Ray's own progress bars and plans, which would appear between ours."""
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, log.level
     context.enable_progress_bars = False

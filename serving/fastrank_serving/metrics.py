@@ -137,9 +137,7 @@ class Metrics:
             "fastrank_reloads", "Models loaded, by outcome.", ["outcome"], registry=registry
         )
         for outcome in ("loaded", "failed"):
-            self._reloads.labels(
-                outcome
-            )  # rates miss a counter that starts at 1
+            self._reloads.labels(outcome)  # rates miss a counter that starts at 1
         self._arms = Counter(
             "fastrank_arm_requests",
             "Rankings by the arm of an experiment.",

@@ -80,7 +80,7 @@ class Secret:
             )
         if len(set(key)) < _FEW:
             raise ValueError(
-                f"expected a drawn secret; got few different characters: {_DRAW}"
+                f"expected a secret that was drawn; got few different characters: {_DRAW}"
             )
         return cls(key)
 

@@ -213,7 +213,7 @@ def test_an_output_with_other_data_is_refused(model: Path, users: Path, tmp_path
     log = tmp_path / "log"
     log.mkdir()
     (log / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"log holds 'notes.txt', which is of no run"):
+    with pytest.raises(ValueError, match=r"log holds 'notes.txt', which belongs to no run"):
         batch.run(users, log, **asked(model))
     (log / "notes.txt").unlink()
     (log / ".gitkeep").write_text("")
@@ -366,7 +366,7 @@ def test_a_process_that_is_killed_is_said(model: Path, users: Path, tmp_path: Pa
             for each in children(os.getpid()):
                 os.kill(each, signal.SIGKILL)
 
-    with pytest.raises(ChildProcessError, match=r"ended by signal 9: parts that were done stay"):
+    with pytest.raises(ChildProcessError, match=r"ended by signal 9: finished parts stay"):
         batch.run(users, log, **asked(model, processes=2, part_rows=20), advance=kill)
     done = batch.run(users, log, **asked(model, processes=2))
     assert (done.rows, done.users) == (N, N)

@@ -160,7 +160,7 @@ def test_one_line_errors(log: Path, tmp_path: Path) -> None:
     (log / "a.parquet").write_bytes(b"broken")
     assert "no file of the log can be read" in refused("join", log, clicks, *USUAL, "-o", out)
     assert not out.exists()
-    assert "is taken" in refused("join", log, clicks, *USUAL, "-o", clicks)
+    assert "already exists" in refused("join", log, clicks, *USUAL, "-o", clicks)
 
 
 def test_the_result_is_not_among_the_logs(

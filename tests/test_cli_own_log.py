@@ -246,8 +246,8 @@ def test_a_log_without_rewards_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("banner,p,clicked\n", "There is no row in what was read"),
-        ("banner,p,clicked\n1,0,1\n2,2,0\n", "Not one row is valid"),
+        ("banner,p,clicked\n", "There is no row in the files read"),
+        ("banner,p,clicked\n1,0,1\n2,2,0\n", "No row is valid"),
         ("banner,p,clicked\n1,0.5,\n", "No ranking has its rewards yet"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_file_without_json_in_it(tmp_path: Path) -> None:
     assert result.exit_code == 1
     said = " ".join(result.stdout.split())
     assert "2 malformed: not JSON" in said
-    assert "Not one row is valid" in said
+    assert "No row is valid" in said
     (tmp_path / "log.json").write_bytes("{}".encode("utf-16"))
     said = refused("evaluate", "--format", "dsjson", tmp_path / "log.json")
     assert "text in UTF-16" in said

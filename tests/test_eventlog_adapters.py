@@ -126,7 +126,7 @@ class TestOpenBanditDataset:
         assert published.equals(bundled)
 
     def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="policy: say which log of the campaign"):
+        with pytest.raises(ValueError, match="policy: state which log of the campaign"):
             from_obd("all")
         with pytest.raises(ValueError, match="policy: expected one of random, bts; got 'ts'"):
             from_obd("all", "ts")
@@ -229,7 +229,9 @@ class TestOpenBanditDataset:
         affinity: dict[str, list[Any]] = {f"user-item_affinity_{j}": [0] * 3 for j in range(46)}
         for form in ("csv", "parquet"):
             assert items_of_obd(published(tmp_path / f"women.{form}", affinity)) == 46
-        with pytest.raises(ValueError, match=r"mine.csv: how many items .* does not name all or"):
+        with pytest.raises(
+            ValueError, match=r"mine.csv: the number of items .* does not name all or"
+        ):
             items_of_obd(published(tmp_path / "mine.csv", {}))
         with pytest.raises(ValueError, match="men: neither a campaign"):
             items_of_obd("men")
@@ -466,7 +468,7 @@ class TestDataCapture:
         assert [place[1:] for place in reader.report.places["capture not understood"]] == [
             (0, "line 2: exclude: row 0: the ids here are integers of 64 bits, written as in 0, 42"
              " or -7; got 'x'"),
-            (1, "data: 2 lines were asked, and 1 answered"),
+            (1, "data: 2 lines were requested, and 1 answered"),
         ]  # fmt: skip
 
     def test_halves_without_the_other_are_named(self, tmp_path: Path) -> None:

@@ -368,7 +368,9 @@ class TestRewards:
         rewards = [reward("r1", 100, largest), reward("r1", 100, largest)]
         if kind == "complete":  # infinity less infinity
             rewards += [reward("r1", 100, -largest)] * 4
-        with pytest.raises(ValueError, match=r"a\.parquet: row 1: the sum of its rewards passes"):
+        with pytest.raises(
+            ValueError, match=r"a\.parquet: row 1: the sum of its rewards is outside"
+        ):
             joined(tmp_path, rewards, row(0), row(1), repeats="sum", kind=kind)
         assert not (tmp_path / "out").exists()
 
@@ -633,9 +635,9 @@ class TestDataSets:
         (tmp_path / "out").mkdir()  # an empty directory may be there
         join(log, path, tmp_path / "out", **options)
         assert sorted(f.name for f in tmp_path.iterdir()) == ["log", "out", "r.csv"]
-        with pytest.raises(ValueError, match=r"output: .*out is taken"):
+        with pytest.raises(ValueError, match=r"output: .*out already exists"):
             join(log, path, tmp_path / "out", **options)
-        with pytest.raises(ValueError, match=r"output: .*r.csv is taken"):
+        with pytest.raises(ValueError, match=r"output: .*r.csv already exists"):
             join(log, path, path, **options)
 
     @pytest.mark.parametrize("name", [".gitkeep", ".DS_Store", "lost+found", ".git/HEAD"])
@@ -692,7 +694,9 @@ class TestDataSets:
     def test_a_log_with_rewards_is_refused(self, tmp_path: Path) -> None:
         rewards = [reward("r0", 100)]
         joined(tmp_path, rewards, row(0), row(1))
-        with pytest.raises(ValueError, match=r"out/part-000000.parquet: row 0: has rewards"):
+        with pytest.raises(
+            ValueError, match=r"out/part-000000.parquet: row 0: already has rewards"
+        ):
             join(
                 tmp_path / "out", tmp_path / "rewards.jsonl", tmp_path / "again",
                 window="24h", as_of=LATER, kind="positives",

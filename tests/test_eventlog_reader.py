@@ -1494,5 +1494,5 @@ def test_all_columns_that_a_table_lacks_are_named_at_once() -> None:
     """As of a file; and what reads logs of other makings."""
     bare = table([row(0)]).select(["request_id", "item_ids", "log_propensities", "rewards"])
     lacking = "no column named ts, policy_name, log_propensity, propensity_kind .*from_table"
-    with pytest.raises(ValueError, match=f"table 0: not an event log of fastrank's: {lacking}"):
+    with pytest.raises(ValueError, match=f"table 0: not an event log of fastrank: {lacking}"):
         list(LogReader.of_tables(bare))

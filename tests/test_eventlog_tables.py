@@ -1131,7 +1131,7 @@ def test_options_reach_the_evaluation() -> None:
     assert (found.policies[0].lead, found.level) == ("dr-position", 0.9)
     with pytest.raises(ColumnsError, match=r"arrays\['old'\]: no policy has this label, only new"):
         ope.evaluate_table(table, {"new": "new"}, **names, arrays={"old": {"q_logged": "q"}})
-    with pytest.raises(ColumnsError, match=r"arrays\['new'\]\['q'\]: no estimator wants it, only"):
+    with pytest.raises(ColumnsError, match=r"arrays\['new'\]\['q'\]: no estimator uses it, only"):
         ope.evaluate_table(table, {"new": "new"}, **names, arrays={"new": {"q": "q"}})
     with pytest.raises(ValueError, match="knows its own columns and policies"):
         ope.evaluate_table(from_table(table, item="item", propensity="p"), {"new": "new"})

@@ -334,7 +334,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         "request_id_source: expected one of server, gateway, header, body; got 'me'",
         {"request_id": "r", "request_id_source": "me"},
     ),
-    ("request_id_source: 'body' goes with a request_id", {"request_id_source": "body"}),
+    ("request_id_source: 'body' needs a request_id", {"request_id_source": "body"}),
     ("traceparent: expected a str, got 1", {"traceparent": 1}),
     ("is_fallback: expected a bool, got 1", {"is_fallback": 1}),
     ("displayed: the ranking has 5 places, got 6", {"displayed": 6}),

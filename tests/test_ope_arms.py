@@ -237,12 +237,12 @@ def test_only_the_times_that_both_ran_count() -> None:
     found = ope.evaluate_arms(reader(table(arms, np.ones(600), np.ones(600), rewards)), shares=EVEN)
     assert found.reasons == ("sample_ratio",)
     assert found.compared[0].difference.status == "malformed_log"
-    assert "The comparison of the arms is not to be trusted: shares of users" in found.verdict[0]
+    assert "The comparison of the arms is not reliable: shares of users" in found.verdict[0]
     assert "explore 200 of 300 expected" in found.verdict[0]
     apart = table(["control"] * 50 + ["explore"] * 50, np.ones(100), np.ones(100), np.ones(100))
     found = ope.evaluate_arms(reader(apart))
     assert found.compared[0].difference.reasons == ("no_rows",)
-    assert "no time at which both ran" in found.verdict[1]
+    assert "no period in which both ran" in found.verdict[1]
 
 
 def test_users_in_two_arms_are_counted() -> None:
@@ -332,7 +332,9 @@ def test_each_arm_is_told_from_the_others_rows_exactly() -> None:
         assert each.z is not None
         assert abs(each.z) < 1e-6
     assert found.status == "ok"
-    assert "rows say 0.15 of control, as its own do" in " ".join(found.verdict)
+    assert "rows estimate control at 0.15, in agreement with its own rows" in " ".join(
+        found.verdict
+    )
 
 
 def test_a_deterministic_arm_tells_nothing_of_others() -> None:
@@ -346,7 +348,7 @@ def test_a_deterministic_arm_tells_nothing_of_others() -> None:
     assert (of_explore.estimated.status, of_explore.z) == ("unsupported", None)
     assert "uncovered" in of_explore.estimated.reasons
     assert (
-        "explore cannot be told from control's rows: the evaluation policy shows"
+        "explore cannot be estimated from control's rows: the evaluation policy shows"
         in (found.verdict[-1])
     )
     # All arms together can tell of it.
@@ -559,7 +561,7 @@ def test_what_no_mixture_is_known_of(
     asked = [ope.ByModel("colder", fr.PlackettLuce(1.8), model)]
     found = ope.evaluate_arms(LogReader(served / "logs"), asked, shares=USERS)
     assert found.why_no_mixture == (
-        "the policy of arm control is not known: no model is given that its rows could be of"
+        "the policy of arm control is unknown: no model is given that its rows could come from"
     )
     other = world.model(noise=0.6, seed=3)
     found = ope.evaluate_arms(LogReader(served / "logs"), asked, shares=USERS, logging=[other])
@@ -568,7 +570,7 @@ def test_what_no_mixture_is_known_of(
     found = ope.evaluate_arms(
         LogReader(served / "logs"), asked, shares=USERS, logging=[model], estimators=["iips"]
     )
-    assert found.why_no_mixture == "iips wants marginals under one logging policy"
+    assert found.why_no_mixture == "iips needs marginals under one logging policy"
     assert len(found.crossed) == 2
     # Policies may change with shares; within one time each arm has one.
     changing = {"r2": POLICIES | {"explore": fr.Uniform()}}
@@ -658,9 +660,9 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            ({"arm": "a"}, "experiment: give it: arm is 'a'"),
-            ({"experiment": "e"}, "arm: give it: experiment is 'e'"),
-            ({"revision": "1", "arm": "a"}, "experiment: give it: arm is 'a'"),
+            ({"arm": "a"}, "experiment: required, since arm is 'a'"),
+            ({"experiment": "e"}, "arm: required, since experiment is 'e'"),
+            ({"revision": "1", "arm": "a"}, "experiment: required, since arm is 'a'"),
             ({"revision": ""}, "revision: must not be empty"),
             ({"experiment": "e", "arm": ""}, "arm: must not be empty"),
             ({"experiment": 1, "arm": "a"}, "experiment: expected a str, got 1"),
@@ -705,9 +707,9 @@ def test_the_command(served: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
     assert "Audit: The log agrees with the model." in said
-    assert "ok Shares of users are as they were to be (p = 1)." in said
-    assert "over 2 times of constant shares" in said
-    assert "explore's rows say" in said
+    assert "ok Shares of users are as intended (p = 1)." in said
+    assert "over 2 periods of constant shares" in said
+    assert "explore's rows estimate" in said
     policy = ["--policy", "between=plackett_luce:temperature=2.2", "--report", tmp_path / "a.html"]
     result = run(*arguments, *policy)
     assert result.exit_code == 0, result.output
@@ -715,7 +717,7 @@ def test_the_command(served: Path, tmp_path: Path) -> None:
     assert "Rows of all arms are weighed by the mixture" in said
     assert "between would earn" in said
     page = " ".join((tmp_path / "a.html").read_text().split())
-    assert "Shares of users are as they were to be" in page
+    assert "Shares of users are as intended" in page
     found = json.loads(run(*arguments, "--json").stdout)
     assert (found["experiment"], found["status"], found["pooled"]) == ("warm", "ok", None)
     assert found["audit"]["passed"] is True
@@ -828,4 +830,4 @@ class TestModelsThatWereExchanged:
         log = self.log(tmp_path, models, ["r", "r"], only={1: "control"})
         found = self.found(log, models)
         assert found.weighed_by == "arm"
-        assert "explore is not known: it has no rows of the model" in found.why_no_mixture
+        assert "explore is unknown: it has no rows of the model" in found.why_no_mixture

@@ -169,7 +169,7 @@ def test_each_row_s_own_number_of_places() -> None:
 def test_places_must_be_said() -> None:
     with pytest.raises(ValueError, match="places, longest: expected one of them"):
         partial(LOG, places=None)
-    with pytest.raises(ValueError, match=r"a ranking of this part has 3 places.* said to have 2"):
+    with pytest.raises(ValueError, match=r"longest: expected at least 3, .*; got 2"):
         partial(LOG, places=None, longest=2)
     with pytest.raises(ValueError, match=r"longest: .*0"):
         partial(LOG, longest=0)
@@ -404,7 +404,7 @@ def test_a_part_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.dumps(partial(LOG.slice(0, 9)))
     assert pickle.loads(content).rows == 9
     monkeypatch.setattr(fr, "__version__", "99.0")
-    with pytest.raises(ValueError, match=r"partial: it is by fastrank .*, and this is 99\.0"):
+    with pytest.raises(ValueError, match=r"partial: made by fastrank .*, but this is 99\.0"):
         pickle.loads(content)
 
 
@@ -422,7 +422,7 @@ def test_what_is_no_partial() -> None:
 def test_an_experiment_is_evaluated_whole(tmp_path: Path) -> None:
     written(tmp_path, range(10), experiment="e", arm="a")
     log: Any = ope.ExperimentLog(LogReader(tmp_path))
-    with pytest.raises(ValueError, match=r"got an ExperimentLog: .* evaluate_arms"):
+    with pytest.raises(ValueError, match=r"got an ExperimentLog: evaluate_arms"):
         ope.partial(log, [COLDER], places=2)
 
 

@@ -234,7 +234,7 @@ def test_what_it_is_about(section: Section) -> None:
 def test_what_can_be_decided(section: Section) -> None:
     short = next(checked([section]).all("ul", of="short"))
     lines = {node.classes[0]: node.text for node in short.all("li")}
-    assert lines["doubt"] == "Not to be decided from this log other best"
+    assert lines["doubt"] == "Cannot be decided from this log other best"
     decided = [node.text for node in short.all("li") if "good" in node.classes]
     low, high = section.evaluation.policies[1].differences["snrips"].interval or (0.0, 0.0)
     assert (low > 0.0 or high < 0.0) == any(line.endswith("policy colder") for line in decided)

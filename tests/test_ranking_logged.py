@@ -109,7 +109,7 @@ class TestComplete:
             drawn.policy, drawn.log_norm, drawn.n_eligible, drawn.catalog_version,
         )  # fmt: skip
         with LogWriter(tmp_path) as log:
-            with pytest.raises(ValueError, match="k: give it"):
+            with pytest.raises(ValueError, match="k: required"):
                 log.append(by_hand)
             log.append(by_hand, k=3, exclude=[101], model_version="m", user_temperature=2.0)
         (logged,), _ = drain(tmp_path)
@@ -142,7 +142,7 @@ class TestContradictions:
     def test_a_bias_that_was_not_ranked_by_is_refused(self, tmp_path: Path) -> None:
         """Candidates may be chosen before a call; scores are changed by none but the call."""
         ranking = make_model().recommend("bob", 4, policy=PL)
-        words = r"bias: the ranking was made with none, got array"
+        words = r"bias: the ranking was made without one; got array"
         with LogWriter(tmp_path) as log, pytest.raises(ValueError, match=words):
             log.append(ranking, user_id="bob", bias=np.ones(30))
 

@@ -121,7 +121,7 @@ def test_rankings_of_other_seeds_are_none_of_the_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"run: ranking 0 was drawn by the seed"):
             log.append_batch(batch, user_ids=["b", "a"], run=RUN)
         with pytest.raises(
-            ValueError, match="user_ids: give them: the request ids of a run follow from them"
+            ValueError, match="user_ids: required, since the request ids of a run follow from them"
         ):
             log.append_batch(batch, run=RUN)
         with pytest.raises(ValueError, match=r"run: expected a fastrank\.Run, got 'night'"):

@@ -399,7 +399,9 @@ class TestLogs:
         model = make()
         with LogWriter(tmp_path) as log:
             drawn = model.recommend("ann", 3, policy=fr.Uniform())
-            with pytest.raises(ValueError, match="user_id: give it: the ranking left out what its"):
+            with pytest.raises(
+                ValueError, match="user_id: required, since the ranking left out what its"
+            ):
                 log.append(drawn)
             log.append(model.recommend("cat", 3, policy=fr.Uniform()))
             batch = model.recommend_batch(USERS, 3, policy=fr.PlackettLuce(1.0))

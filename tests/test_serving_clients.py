@@ -79,9 +79,8 @@ def test_each_field_that_is_not_allowed_gets_a_403_that_names_it(model: Path) ->
             error = reply.error
             assert (reply.status, error["code"], error["field"]) == (403, "not_allowed", name)
             assert error["allowed"] == ["user_id"]
-            assert error["message"].startswith(
-                f"{name}: clients of this server may set only user_id"
-            )
+            words = f"{name}: clients of this server may set only user_id"
+            assert error["message"].startswith(words)
             assert error["request_id"]
             if name in ("query", "request_id"):  # which a gateway has not, or sets itself
                 continue

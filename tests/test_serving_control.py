@@ -381,9 +381,7 @@ def test_a_revision_that_says_something_else_is_told(
     write(file, {"revision": 1, "arms": {"control": 1.0}})
 
     def told() -> int:
-        return sum(
-            "has stated something else before" in each.getMessage() for each in caplog.records
-        )
+        return sum("stated something else before" in each.getMessage() for each in caplog.records)
 
     async def work(app: App) -> None:
         write(file, '{"arms":{"control":1},"revision":"1"}')  # in other words

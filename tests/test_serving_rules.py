@@ -267,12 +267,7 @@ def test_a_request_that_is_sent_again_has_the_same_rules(
 @pytest.mark.parametrize(
     ("asked", "status", "field", "words"),
     [
-        (
-            {"rules": "nowhere"},
-            422,
-            "rules",
-            "that the server defines (home, budget, late); got 'now",
-        ),
+        ({"rules": "nowhere"}, 422, "rules", "the server defines (home, budget, late); got 'now"),
         ({"rules": ""}, 422, "rules", "expected 1 to 256 characters"),
         ({"rules": 3}, 400, "rules", "expected an object, or a name as text; got 3"),
         ({"rules": ["home"]}, 400, "rules", "expected an object, or a name as text"),

@@ -93,7 +93,7 @@ def _contract(document: Mapping[str, Any]) -> Iterator[str]:
         ],
     )
     yield from _rubric("A request")
-    yield "Of ``user_id`` and ``query`` there is one. In a URL lists are divided by commas."
+    yield "Give either ``user_id`` or ``query``. In a URL, lists are separated by commas."
     names = schemas["UserRequest"]["properties"] | {
         "user_id": schemas["UserRequest"]["properties"]["user_id"],
         "query": schemas["QueryRequest"]["properties"]["query"],

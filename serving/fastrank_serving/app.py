@@ -145,8 +145,7 @@ class App:
         await self._noted(partial(self._by, self._admin), scope, receive, send)
 
     async def _noted(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add what all answers have: a line of the access log; while draining, Connection:
-        close."""
+        """Add a line of the access log, and Connection: close while draining."""
         began = time.monotonic()
         line = scope[LINE] = Line(0.0, scope["method"], scope["path"][:_PATH], 0, 0.0, 0)
 
@@ -534,8 +533,7 @@ class _Turns:
 
 
 class _Rest(PathConvertor):
-    """The rest of a path. Starlette's own convertor drops a newline at its end, or refuses
-    others."""
+    """The rest of a path; Starlette's own convertor drops or refuses newlines."""
 
     regex = r"[\s\S]*"
 

@@ -304,7 +304,6 @@ def _words(policy: fr.Policy) -> str:
 
 
 def _part(text: str) -> bytes:
-    """A part with its length in front, so that different lists of parts never give the same
-    text."""
+    """A part behind its length, so that different lists of parts never give the same text."""
     content = text.encode(errors="surrogatepass")
     return len(content).to_bytes(8, "little") + content

@@ -230,7 +230,6 @@ class Beside:
             process = self._context.Process(target=_run, args=arguments)
             # It is ended once it listens, and not before. A process started by the very first one
             # would lift the block.
-            # would lift the block.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             process.start()

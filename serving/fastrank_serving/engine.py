@@ -506,8 +506,7 @@ def _ranked(jobs: list[Job]) -> list[_Result | Exception]:
 def _judged(
     jobs: Sequence[Job], rankings: Sequence[fr.Ranking]
 ) -> Sequence[dict[str, FloatArray] | None]:
-    """Log-propensities of the rankings under the policies of `also`, by name; None if there are
-    none.
+    """Log-propensities of the rankings under the policies of `also`, by name; None without any.
 
     Uses one pass if the jobs can share it. Leaves out policies that a job's rules do not fit.
     """

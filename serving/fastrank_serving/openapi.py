@@ -45,8 +45,7 @@ def document(
     *,
     has_arms: bool = False,
 ) -> dict[str, Any]:
-    """Build the document for these settings and, once a model serves, its catalog, policy and
-    rules.
+    """Build the document for settings and, once a model serves, its catalog, policy and rules.
 
     With `has_arms`, requests that name no policy get the policy of an arm.
     """

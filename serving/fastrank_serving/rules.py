@@ -112,8 +112,7 @@ def made(body: RulesBody, catalog: Scorer) -> fr.Rules:
 
 
 def work_of(rules: fr.Rules | RulesBody | None, after: int, n: int, d: int, k: int) -> int:
-    """Estimate the work that rules add to a ranking, in multiply-adds; `after`: items shown
-    before."""
+    """Estimate the work of rules for a ranking, in multiply-adds; `after`: items shown before."""
     if rules is None:
         return _SHOWN * after
     said = _Said.of(rules)

@@ -79,7 +79,9 @@ class Secret:
                 f"expected a secret of at least {LEAST_BITS} bits, got {bits}: {_DRAW}"
             )
         if len(set(key)) < _FEW:
-            raise ValueError(f"expected a drawn secret; got few different characters: {_DRAW}")
+            raise ValueError(
+                f"expected a secret that was drawn; got few different characters: {_DRAW}"
+            )
         return cls(key)
 
     def digest(self, label: str, *parts: str | bytes) -> bytes:

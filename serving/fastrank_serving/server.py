@@ -234,8 +234,7 @@ class _Protocol(HttpToolsProtocol):
                 self.send_400_response(f"more than {_HEADERS} headers")
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Refuse CONNECT, or an Upgrade that came in two pieces: the body can no longer be
-        found."""
+        """Refuse CONNECT, or an Upgrade in two pieces: the body can no longer be found."""
         self._deaf = True
         self._since = None
         self.cycle.keep_alive = False
@@ -318,8 +317,7 @@ class _State(ServerState):
 
 
 class _Joining:
-    """A transport that sends an answer's head together with its body, in one system call and
-    packet.
+    """A transport that sends an answer's head and body in one system call and packet.
 
     uvicorn writes them separately, and uvloop sends each write at once.
     """

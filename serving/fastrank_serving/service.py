@@ -464,8 +464,7 @@ class Service:
             await self._looked(control)
 
     async def _looked(self, control: ControlFile, first: Loaded | None = None) -> Loaded:
-        """The serving model, under the control file's content if that is new and can be
-        followed."""
+        """The serving model, under the control file's content if new and possible."""
         outcome, why = "same", None
         try:
             content = await control.read()

@@ -156,8 +156,7 @@ class Watcher:
     # ---- One version ------------------------------------------------------------------------
 
     def _bring(self, name: str) -> bool:
-        """Put a version into service; return whether it is a new one. An error says why it cannot
-        be."""
+        """Put a version into service; return whether it is new. An error says why not."""
         assert self._place is not None
         try:
             manifest = self._place.read(f"{name}/{store.MANIFEST}")

@@ -1,4 +1,4 @@
-"""Every user ranked, in parts: by a process pool, Ray, Spark or any other map.
+"""Rank every user, in parts: by a process pool, Ray, Spark or any other map.
 
 `RankUsers` is what an engine maps: a table of users in, rows of the log out. Of a catalog in parts
 it asks a `Shard` each. `run` is the embedded engine, which goes on after a kill. `begin` draws a

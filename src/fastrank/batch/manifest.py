@@ -1,7 +1,7 @@
-"""The manifest of a run: what it ranks by, drawn and written once, beside the log that it writes.
+"""The manifest of a run: how it ranks, drawn and written once, beside the log that it writes.
 
-``_batch.json`` lies in the log's directory, where readers of logs pass over it. It holds the run's
-key, so that whatever is tried again later, by whatever engine, gives the same rows.
+``_batch.json`` is in the log's directory, where readers of logs ignore it. It contains the run's
+key, so that a part that is tried again later, by any engine, gives the same rows.
 """
 
 from __future__ import annotations
@@ -61,16 +61,16 @@ def begin(
     shards: Sequence[Any] | None = None,
     shard_timeout: float = 600.0,
 ) -> dict[str, Any]:
-    """Begin a run, or go on with one: the arguments of `RankUsers`, for an engine of one's own.
+    """Begin a run, or continue one: returns the arguments of `RankUsers`, for another engine.
 
-    The first call draws the run's key and writes the manifest into the log's directory, and beside
-    it what rows name by hash. Later calls, after a kill say, find the key there, and give the same
-    arguments.
+    The first call draws the run's key and writes the manifest into the log's directory, together
+    with the contents that rows name by hash. Later calls, for example after a kill, find the key
+    there, and return the same arguments.
 
     Parameters
     ----------
     output : path
-        Directory that the log will be in; made if absent.
+        Directory of the log; created if absent.
     run : str
         The run's name: ``"2026-11-30"``, say.
     model : path, optional
@@ -83,8 +83,8 @@ def begin(
     Returns
     -------
     dict
-        Keyword arguments of `RankUsers`. Keep what it holds from those who could use it to choose
-        rankings before the run: the key.
+        Keyword arguments of `RankUsers`. They contain the key: keep it from anyone who could use it
+        to choose rankings before the run.
 
     Raises
     ------
@@ -131,19 +131,19 @@ def begin(
     arguments, content = prepared(directory, **asked)
     directory.mkdir(parents=True, exist_ok=True)
     settle(directory, RankUsers(**arguments), content)
-    arguments, _ = prepared(directory, **asked)  # of two that begin it at once, one draws the key
+    arguments, _ = prepared(directory, **asked)  # if two begin it at once, one draws the key
     return arguments
 
 
 def prepared(
     directory: Path, *, run: str, model: str | os.PathLike[str] | None = None, **asked: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of `RankUsers`, and the manifest: that which is there, or else one to be written.
+    """Arguments of `RankUsers`, and the manifest: the existing one, or one to be written.
 
     Raises
     ------
     ValueError
-        As `begin`.
+        As in `begin`.
     """
     drawn, now = Run(run), time.time_ns() // 1000
     where = None if model is None else os.path.abspath(model)
@@ -164,7 +164,7 @@ def prepared(
     else:
         strange = sorted(filter(is_data, os.listdir(directory))) if directory.exists() else []
         if set(strange) - {filters.FOLDER}:
-            raise ValueError(f"output: {directory} holds {strange[0]!r}, which is of no run")
+            raise ValueError(f"output: {directory} holds {strange[0]!r}, which belongs to no run")
     arguments = {
         "model": ranker.model,
         "run": Run(run, key=bytes.fromhex(content["key"])),
@@ -177,7 +177,7 @@ def prepared(
 
 
 def settle(directory: Path, ranker: RankUsers, content: Mapping[str, Any]) -> None:
-    """Write a run's manifest, and what its rows name by hash, unless there is a manifest."""
+    """Write a run's manifest, and the contents that its rows name by hash, unless one exists."""
     if not (directory / MANIFEST).exists():
         for name, values in ranker.contents.items():
             filters.save(directory, name, values)
@@ -193,7 +193,7 @@ def _said(ranker: RankUsers) -> dict[str, Any]:
     """A run as its manifest has it."""
     policy, fallback, about = ranker.policy, ranker.fallback, ranker._about
     row = _tried(ranker)
-    assert policy is not None  # the model's own is looked up
+    assert policy is not None  # the model's own has been looked up
     lists = {"exclude": ranker.exclude, "allow": ranker.allow}
     of_lists = {
         name: None if ids is None else {"ids": len(ids), "hash": filters.filter_id(ids)}
@@ -214,7 +214,7 @@ def _said(ranker: RankUsers) -> dict[str, Any]:
         "policy": written(policy),
         "user_column": ranker.user_column,
         **of_lists,
-        # With what they are made of: a function of the same name may be another one by now.
+        # With their contents: a function of the same name may have changed.
         "score": row["score"],
         "rules": row["rules"],
         "unknown": ranker.unknown,
@@ -239,12 +239,12 @@ def _tried(ranker: RankUsers) -> dict[str, Any]:
 
 
 def _write_first(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a manifest, whole, unless there is one by now."""
+    """Write a manifest completely, unless one exists by now."""
     temporary = file.with_name(f".{file.name}.{os.urandom(8).hex()}.tmp")
     try:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         sync(temporary)
-        with contextlib.suppress(FileExistsError):  # of two that begin it, one draws the key
+        with contextlib.suppress(FileExistsError):  # if two begin it, one draws the key
             os.link(temporary, file)
         sync(file.parent)
     finally:
@@ -252,7 +252,7 @@ def _write_first(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a log's directory; a ValueError where it is none."""
+    """The manifest of a log's directory; ValueError if it is not valid."""
     file = directory / MANIFEST
     if not file.exists():
         raise ValueError(f"{directory} holds no run: it has no {MANIFEST}")
@@ -270,7 +270,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def record(directory: Path, **more: Any) -> None:
-    """Add to a manifest what was ranked; it is replaced whole."""
+    """Add to a manifest what was ranked; the file is replaced as a whole."""
     content = {**read_manifest(directory), **more}
     with replacing(directory / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -279,14 +279,14 @@ def record(directory: Path, **more: Any) -> None:
 
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Keep a log's directory for this process, and remove what a killed one had begun in it.
+    """Lock a log's directory for this process, and remove what a killed process left unfinished.
 
-    It is made if absent, and goes if nothing came of it.
+    The directory is created if absent, and removed again if it stays empty.
 
     Raises
     ------
     ValueError
-        If another process has it, or it is a file.
+        If another process has locked it, or it is a file.
     """
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"output: {directory} is a file")
@@ -305,7 +305,7 @@ def held(directory: Path) -> Iterator[None]:
             _remove_leftovers(directory)
     except BaseException:
         if is_new:
-            with contextlib.suppress(OSError):  # it holds something by now
+            with contextlib.suppress(OSError):  # it is not empty
                 directory.rmdir()
         raise
     finally:

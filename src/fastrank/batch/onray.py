@@ -1,4 +1,4 @@
-"""Parts ranked by Ray Data: actors that map the model once, and that Ray starts anew."""
+"""Rank parts by Ray Data: actors that map the model once, and that Ray restarts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ERRORS = {"ValueError": ValueError, "ConnectionError": ConnectionError}
 
 
 def check_ray() -> None:
-    """A ModuleNotFoundError with what to install, where Ray Data is not there."""
+    """Raise ModuleNotFoundError, saying what to install, if Ray Data is missing."""
     with named_if_missing():
         import aiohttp  # noqa: F401  # without which Ray Data does not start
         import ray.data  # noqa: F401  # to learn now whether it can be imported
 
 
 class _RankParts:
-    """The callable of `map_batches`: a part a row in, what was done out."""
+    """The callable of `map_batches`: one part per row in, its results out."""
 
     def __init__(self, ranker: RankUsers, output: Path) -> None:
         self.ranker, self.output = ranker, output
@@ -55,7 +55,7 @@ def ranked_by_ray(
     processes: int | None,
     tell: Callable[[int], None],
 ) -> Iterator[Done]:
-    """Each part as it is done, on the cluster that Ray is connected to, or one of this machine.
+    """Yield each part as it is done, on the cluster that Ray is connected to, or on this machine.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def ranked_by_ray(
 
 @contextlib.contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Without Ray's own progress bars and plans, which would stand between ours."""
+    """Turn off Ray's own progress bars and plans, which would appear between ours."""
     context, log = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, log.level
     context.enable_progress_bars = False

@@ -1,4 +1,4 @@
-"""Files of users, cut into parts: the work that is given out, and redone where it is missing."""
+"""Files of users, divided into parts: the units of work, which are repeated if they are missing."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from fastrank.run import Run
 __all__ = ["Part", "Survey", "parts_of", "survey", "user_files"]
 
 _FORMATS = ("parquet", "csv", "jsonl", "json")
-_NAMED = 3  # users, in an error
+_NAMED = 3  # most users named in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Users who follow each other in one file.
+    """Consecutive users of one file.
 
     Attributes
     ----------
     file : str
     start : int
-        The first one's row.
+        Row of the first one.
     users : pyarrow.StringArray
     name : str
-        Of the file with their rankings: a hash of who they are, under the run's key, so that
+        Name of the file with their rankings: a hash of the users under the run's key, so that
         another run, or another list of users, has other names.
     """
 
@@ -47,17 +47,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is known of all users before the first is ranked.
+    """Facts about all users, found before the first is ranked.
 
     Attributes
     ----------
     users : int
     unknown : int
-        Those that the model does not know.
+        Users that the model does not know.
     strangers : tuple of str
-        The first of these.
+        The first of the unknown users.
     parts : dict of str to int
-        Users of each part, by its name.
+        Number of users of each part, by its name.
     """
 
     users: int
@@ -72,7 +72,7 @@ def user_files(users: Paths) -> list[Path]:
 
 
 def parts_of(files: list[Path], column: str, run: Run, rows: int) -> Iterator[Part]:
-    """All users, in parts of at most so many rows; the same files always give the same parts.
+    """Divide all users into parts of at most `rows` users; the same files give the same parts.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _part(file: Path, start: int, users: pa.StringArray, run: Run) -> Part:
 
 
 def survey(parts: Iterator[Part], find_unknown: Callable[[Sequence[str]], Mask]) -> Survey:
-    """Look at all users once: are some there twice, does the model know them?
+    """Look at all users once: find repeated users, and users that the model does not know.
 
     Parameters
     ----------
@@ -118,11 +118,12 @@ def survey(parts: Iterator[Part], find_unknown: Callable[[Sequence[str]], Mask])
     Raises
     ------
     ValueError
-        Where users are there twice: the first, where it comes again, and how many more.
+        If users are repeated: names the first one, where it is repeated, and how many more there
+        are.
 
     Notes
     -----
-    24 bytes a user, to find those that are there twice; O(u log u).
+    Takes 24 bytes per user, to find repeated ones; O(u log u).
     """
     seen = SeenHashes()
     found: dict[str, int] = {}

@@ -1,7 +1,8 @@
-"""Processes that rank parts. They are started afresh, and end with whoever started them.
+"""Processes that rank parts. They are started afresh, and end with the process that started them.
 
-`multiprocessing`'s own pools run the caller's script again in each process, and leave theirs behind
-when the caller is killed. Here each process has one connection: it ends when that does.
+The pools of `multiprocessing` run the caller's script again in each process, and leave their
+processes behind if the caller is killed. Here each process has one connection, and ends when it
+does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastrank.batch.work import Done, rank_part
 
 __all__ = ["ranked_by_processes", "serve"]
 
-# What a process runs: it looks for modules where its parent does.
+# The code of a process: it finds modules where its parent does.
 _CODE = "import sys; sys.path[:] = {path!r}; from fastrank.batch.pool import serve; serve({fd})"
 _ERRORS = {"ValueError": ValueError, "OSError": OSError, "MemoryError": MemoryError}
 
@@ -32,14 +33,14 @@ def ranked_by_processes(
     processes: int,
     tell: Callable[[int], None],
 ) -> Iterator[Done]:
-    """Each part as it is done.
+    """Yield each part as it is done.
 
     Raises
     ------
     ValueError, OSError
-        As `rank_part`; what is done by then stays.
+        As in `rank_part`; parts that are done stay.
     ChildProcessError
-        If a process ended before its part was done: it was killed, for want of memory say.
+        If a process ended before its part was done, for example killed for lack of memory.
     """
     workers: dict[Connection, subprocess.Popen[bytes]] = {}
     try:
@@ -51,7 +52,7 @@ def ranked_by_processes(
                     [sys.executable, "-c", code],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    start_new_session=True,  # an interrupt is the parent's, who ends them
+                    start_new_session=True,  # interrupts go to the parent, which ends its processes
                 )
             workers[ours] = process
             _send(ours, process, (ranker, output))
@@ -73,13 +74,13 @@ def ranked_by_processes(
     finally:
         for connection, process in workers.items():
             connection.close()
-            process.terminate()  # those that are done have ended
+            process.terminate()  # processes that are done have ended
         for process in workers.values():
             process.wait()
 
 
 def _give(connection: Connection, process: subprocess.Popen[bytes], parts: Iterator[Part]) -> None:
-    """The next part, or None: there is none left."""
+    """Send the next part, or None if there is none left."""
     _send(connection, process, next(parts, None))
 
 
@@ -102,12 +103,12 @@ def _ended(process: subprocess.Popen[bytes]) -> ChildProcessError:
     code = process.wait()
     how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     return ChildProcessError(
-        f"a process that ranked ended {how}: parts that were done stay; run it again for the rest"
+        f"a process that ranked ended {how}: finished parts stay; run it again for the rest"
     )
 
 
 def serve(descriptor: int) -> None:
-    """Rank the parts that come over a connection, until it ends."""
+    """Rank the parts that arrive over a connection, until it ends."""
     gone = contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError)
     with gone, Connection(descriptor) as connection:
         try:

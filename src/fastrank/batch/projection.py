@@ -1,4 +1,4 @@
-"""What a serving store keeps of a run: who is shown what, and under which request."""
+"""The columns of a run for a serving store: what each user is shown, and under which request."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _COLUMNS = ["user_id", "request_id", "item_ids", "scores"]
 
 
 def project(log: str | os.PathLike[str], output: str | os.PathLike[str]) -> int:
-    """The columns of a run's log that a serving store keeps, as Parquet files.
+    """Write the columns of a run's log that a serving store needs, as Parquet files.
 
     Parameters
     ----------
     log : path
         A log that `run` wrote.
     output : path
-        Directory, made if absent. Files of this run that are there are kept; another run's are
+        Directory, created if absent. Existing files of this run are kept; those of another run are
         refused.
 
     Returns
     -------
     int
-        Rows in `output`, each of `user_id`, `request_id`, `item_ids`, `scores`. Whoever shows a
-        list logs its `request_id`, by which `fastrank.eventlog.join` finds the ranking.
+        Number of rows in `output`, each with `user_id`, `request_id`, `item_ids`, `scores`. When a
+        list is shown, log its `request_id`: `fastrank.eventlog.join` finds the ranking by it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Rankings of many users as rows of the log, made column by column: no Python object a row."""
+"""Rankings of many users as rows of the log, built column by column, without objects per row."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from fastrank.ranking import Candidates, RankingBatch
 
 __all__ = ["INLINE_IDS", "Filtered", "filtered", "kind_of_items", "log_rows"]
 
-INLINE_IDS = 64  # as many stand in a row, as in those of `LogWriter`
+INLINE_IDS = 64  # most ids stored in a row, as in `LogWriter`
 
 T = TypeVar("T")
 
 
 class Filtered(NamedTuple):
-    """What every row says of the filters, which are the same for all users.
+    """What every row states about the filters, which are the same for all users.
 
     Attributes
     ----------
     inline : dict of str to list of ids
-        Short ones, by ``exclude`` and ``allow``.
+        Short filters, by ``exclude`` and ``allow``.
     named : dict of str to str
-        Hashes of long ones.
+        Hashes of long filters.
     contents : dict of str to ids
-        Of those, by hash: what must lie beside the log.
+        Contents of the long filters, by hash, to be stored beside the log.
     """
 
     inline: dict[str, list[Any]]
@@ -44,7 +44,7 @@ class Filtered(NamedTuple):
 
 
 def filtered(exclude: Listed | None, allow: Listed | None) -> Filtered:
-    """Short lists stand in the row, long ones beside the log.
+    """Put short lists into the row, and long ones beside the log.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def filtered(exclude: Listed | None, allow: Listed | None) -> Filtered:
 
 
 def kind_of_items(item_ids: IdArray) -> IdKind:
-    """What the log calls ids of this type."""
+    """The log's name for ids of this type."""
     return "int64" if item_ids.dtype.kind == "i" else "str"
 
 
@@ -87,16 +87,16 @@ def log_rows(
     Parameters
     ----------
     batch : RankingBatch
-        As `Model.recommend_batch` or `Catalog.rank_batch` gave it, without `bias` and `after`.
+        A batch from `Model.recommend_batch` or `Catalog.rank_batch`, without `bias` and `after`.
     user_ids, request_ids : sequence of str, length b
     run : str
     ts : int
         Microseconds since 1970, UTC.
     filters : Filtered
-        Those that the batch was ranked with.
+        The filters that the batch was ranked with.
     is_fallback : bool
     query : ndarray of float32, shape (d,), optional
-        What all were ranked for, where the users' vectors are not in the model.
+        The vector that all were ranked for, if the users' vectors are not in the model.
 
     Returns
     -------
@@ -105,8 +105,8 @@ def log_rows(
 
     Notes
     -----
-    O(b k); some microseconds a row of ten places. What `LogWriter.append_batch` would write, but
-    for the writer: a row that is made again is the same row.
+    O(b k); some microseconds per row of ten places. The rows are those of `LogWriter.append_batch`,
+    except for the writer: a row that is made again is the same row.
     """
     n = len(batch)
     kind = kind_of_items(batch.item_ids)
@@ -173,7 +173,7 @@ def log_rows(
 
 
 def _laws(policies: Sequence[Policy], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
-    """What drew each row. Where users have temperatures of their own, each has a policy."""
+    """The policy of each row. If users have their own temperatures, each has a policy."""
     n = len(policies)
     if n and type(policies[0]) is PlackettLuce and _alike(policies):
         laws = [law_of_row(policies[0])] * n
@@ -201,14 +201,14 @@ def _laws(policies: Sequence[Policy], types: Mapping[str, pa.DataType]) -> dict[
 
 
 def _alike(policies: Sequence[Any]) -> bool:
-    """Whether all are Plackett-Luce by one sampler, and so differ in their temperatures alone."""
+    """Whether all are Plackett-Luce with the same sampler, and differ only in temperature."""
     kinds = set(map(type, policies))
     return kinds == {PlackettLuce} and len({policy.sampler for policy in policies}) == 1
 
 
 def _each(values: Iterable[T | None], say: Callable[[T], Any]) -> list[Any]:
-    """What is said of each, None of None; of what rows share, as one object, once."""
-    kept = list(values)  # holds them, so that none takes the address of another
+    """Describe each value, None for None; an object that rows share is described once."""
+    kept = list(values)  # keeps them alive, so that ids are not reused
     known: dict[int, LawColumns | dict[str, str] | None] = {id(None): None}
     for value in kept:
         if value is not None and id(value) not in known:
@@ -227,7 +227,7 @@ def _offsets(counts: IntArray) -> pa.Array:
 
 
 def _lists(values: npt.NDArray[Any], counts: IntArray, wanted: pa.DataType) -> pa.ListArray:
-    """The first `counts` of each row."""
+    """The first `counts` values of each row."""
     width = values.shape[1]
     if (counts == width).all():
         flat = np.ascontiguousarray(values).reshape(-1)
@@ -241,7 +241,7 @@ def _lists(values: npt.NDArray[Any], counts: IntArray, wanted: pa.DataType) -> p
 def _found(
     candidates: Sequence[Candidates | None], counts: IntArray, types: Mapping[str, pa.DataType]
 ) -> dict[str, pa.Array]:
-    """What rows by `FlatTail` say of their candidates."""
+    """What rows by `FlatTail` state about their candidates."""
     own: list[Any] = list(candidates)
     columns = {
         "n_candidates": [None if c is None else c.n_found for c in own],

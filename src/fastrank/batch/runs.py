@@ -1,4 +1,4 @@
-"""`run`: all users of some files ranked into a log, part by part; a rerun does what is missing."""
+"""`run`: rank all users of some files into a log, part by part; a rerun does what is missing."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _ENGINES = ("local", "ray")
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run has done, all tries together.
+    """Results of a run, over all attempts.
 
     Attributes
     ----------
     run : str
     users : int
-        In the files.
+        Number of users in the files.
     rows : int
-        Rankings in the log.
+        Number of rankings in the log.
     unknown : int
         Users that the model does not know: skipped, or ranked by the fallback.
     strangers : tuple of str
-        The first few of them.
+        The first few unknown users.
     empty : int
-        Users for whom nothing was left to rank: their rows have no place.
+        Users with no item left to rank: their rows have no place.
     parts : int
-        Files of the log.
+        Number of files of the log.
     there : int
-        Of those, how many were there before this call.
+        Number of those that existed before this call.
     """
 
     run: str
@@ -64,7 +64,7 @@ class Summary:
     there: int
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
+        """The summary in JSON's types."""
         return {**asdict(self), "strangers": list(self.strangers)}
 
 
@@ -80,32 +80,32 @@ def run(
     advance: Advance | None = None,
     **ranked_by: Any,
 ) -> Summary:
-    """Rank all users of some files into a log; call it again after a kill, and it goes on.
+    """Rank all users of some files into a log; call it again after a kill, and it continues.
 
-    Before the first user is ranked, all are looked at: a user who is there twice, or unknown
-    (``unknown="fail"``), is refused while there is nothing in the log. Then each part, of a file's
-    users that follow each other, becomes one file of the log, whole or not at all.
+    All users are checked before the first one is ranked: a repeated user, or an unknown one
+    (``unknown="fail"``), is refused while the log is still empty. Then each part, consecutive users
+    of one file, becomes one file of the log, completely or not at all.
 
     Parameters
     ----------
     users : path or iterable of paths
         Parquet, CSV or JSON Lines files, directories of them, or globs, with a column of user ids.
     output : path
-        The log's directory: of this run alone. Made if absent.
+        Directory of the log, for this run only. Created if absent.
     run : str
-        The run's name.
+        Name of the run.
     model : path
         A model's directory.
     processes : int, optional
-        By default one for each core; of Ray, as many actors as it has CPUs, less one. With 1, users
-        are ranked in this process.
+        By default one per core; for Ray, as many actors as it has CPUs, less one. With 1, users are
+        ranked in this process.
     engine : {"local", "ray"}
-        Processes of this machine; or Ray, on the cluster that it is connected to, whose nodes all
-        see `model` and `output`.
+        Processes of this machine; or Ray, on the cluster that it is connected to, whose nodes must
+        all see `model` and `output`.
     part_rows : int
-        Users of a part, at most. A run that is gone on with keeps those that it was begun with.
+        Most users in a part. A run that continues keeps the value of its start.
     advance : callable, optional
-        Called with the users done, and all of them.
+        Called with the number of users done, and of all users.
     **ranked_by
         `k`, `policy`, `user_column`, `shards` and others, as `begin` takes them.
 
@@ -120,7 +120,7 @@ def run(
         another run, rankings of other users, or other data. The message names the argument, or the
         file, the row and the value.
     ModuleNotFoundError
-        With what to install, where the engine is not.
+        If the engine is missing; the message says what to install.
     ChildProcessError
         If a process is killed: what is done stays.
     ConnectionError
@@ -130,9 +130,9 @@ def run(
 
     Notes
     -----
-    The log's rows have `displayed` 0: `fastrank.eventlog.join` with impressions says what was
-    shown. Their order, and that of files, means nothing. 24 bytes a user to find those that are
-    there twice; a part's rows are in memory, in each process: some 300 bytes for ten places.
+    The log's rows have `displayed` 0: `fastrank.eventlog.join` with impressions sets what was
+    shown. The order of rows and files has no meaning. Finding repeated users takes 24 bytes per
+    user; each process holds the rows of one part in memory, about 300 bytes for ten places.
 
     Examples
     --------
@@ -242,7 +242,7 @@ def _ranked(
 
 
 def _as_surveyed(parts: Iterator[Part], found: Survey) -> Iterator[Part]:
-    """The parts, as long as they are those that were looked at."""
+    """The parts, while they are the ones that were surveyed."""
     for part in parts:
         if part.name not in found.parts:
             raise ValueError(f"{part.file}: it changed while it was read: run it again")
@@ -250,7 +250,7 @@ def _as_surveyed(parts: Iterator[Part], found: Survey) -> Iterator[Part]:
 
 
 def _there(directory: Path, found: Survey) -> dict[str, Done]:
-    """What is done already; a ValueError for what is of other users, or of nobody."""
+    """Parts that are done already; ValueError for files of other users, or of no run."""
     done = {}
     for name in sorted(os.listdir(directory)):
         if not is_data(name) or name in (manifest.MANIFEST, filters.FOLDER):

@@ -31,7 +31,7 @@ __all__ = ["RankUsers", "Unknown", "as_user_texts"]
 
 Unknown: TypeAlias = Literal["fail", "skip", "fallback"]
 
-# The log's types in Spark's DDL. It has no unsigned integers; the seeds of a run fit.
+# The log's types in Spark's DDL, which has no unsigned integers; the seeds of a run fit.
 _SPARK = {
     pa.int16(): "smallint",
     pa.int64(): "bigint",
@@ -45,12 +45,12 @@ _SPARK = {
 
 
 class RankUsers:
-    """Ranks users, a table at a time: what Ray, Spark, a process pool or a loop maps over parts.
+    """Ranks users, a table at a time: the function that Ray, Spark, a pool or a loop maps.
 
-    The model's directory is mapped at the first call, once in each worker; pickled, this is some
-    hundred bytes. A row follows from the run and the user alone, so whatever engine, partitioning
-    or retry made it, it is the same row to the bit, and `fastrank.eventlog.LogReader` takes one of
-    several.
+    The model's directory is mapped at the first call, once in each worker; pickled, this object
+    takes a few hundred bytes. A row depends only on the run and the user, so any engine,
+    partitioning or retry makes the same row, bit for bit, and `fastrank.eventlog.LogReader` reads
+    one of several equal rows.
 
     Parameters
     ----------
@@ -59,24 +59,24 @@ class RankUsers:
     run : Run
         Gives each user a seed and a request id. Its name is the log's `run`.
     k : int
-        Places.
+        Number of places.
     policy : Policy, optional
-        By default the model's own. Users' own temperatures and lists of what they have seen act as
-        in `Model.recommend`.
+        By default the model's own. Users' own temperatures, and lists of what they have seen, apply
+        as in `Model.recommend`.
     ts : datetime or int
         When the run began: the `ts` of every row, an int in microseconds since 1970, UTC. There is
-        no default, which would be another one in each worker.
+        no default, because each worker would have a different one.
     user_column : str
-        Of user ids, integers or texts. Other columns are passed over.
+        Column of user ids, integers or strings. Other columns are ignored.
     exclude, allow : array_like of ids, optional
-        What nobody is shown, and what alone may be.
+        Items to show to nobody, and the only items to show.
     score, params, rules
-        As `Catalog.rank` takes them, for all users.
+        As in `Catalog.rank`, for all users.
     unknown : {"fail", "skip", "fallback"}
-        What becomes of users that the model does not know: a ValueError; no row; or a row for a
-        vector of zeros, that is by the catalog's bias alone, with `is_fallback` true.
+        What to do with users that the model does not know: raise ValueError; write no row; or write
+        a row for a vector of zeros, that is, by the catalog's bias alone, with `is_fallback` true.
     fallback : Policy, optional
-        What those are ranked by; by default the policy itself.
+        Policy for those users; by default `policy`.
     score_functions : sequence of str
         ``module:name`` of score functions that the model's score or `score` names; each worker
         imports them. Shards have their own.
@@ -103,12 +103,12 @@ class RankUsers:
 
     Notes
     -----
-    A call costs O(n d) a user, as `Catalog.rank_batch`, and some microseconds a row besides; users
-    of one call share each item that is read: a thousand or so at a time is best. Ranked is not
-    shown: `displayed` is 0 until `fastrank.eventlog.join` is told what was shown.
+    A call costs O(n d) per user, as `Catalog.rank_batch`, plus some microseconds per row; users of
+    one call share each item that is read, so about a thousand at a time is best. A ranking has not
+    been shown yet: `displayed` is 0 until `fastrank.eventlog.join` learns what was shown.
 
-    What rows name by hash, rules and filters of more than 64 ids, must lie beside the log:
-    `begin` and `run` put it there; otherwise `contents` has it.
+    The rules and filters of more than 64 ids that rows name by hash must be stored beside the log:
+    `begin` and `run` do that; otherwise use `contents`.
 
     With shards, `model_version` and `catalog_version` of the rows are SHA-256 of the shards' own
     in their order, a line each. Shards are looked through for shared items once, in 8 bytes an item
@@ -238,7 +238,7 @@ class RankUsers:
 
     @property
     def contents(self) -> dict[str, Content]:
-        """What rows name by its hash: long filters, and rules; `begin` puts it beside a log."""
+        """Long filters and rules, which rows name by hash; `begin` stores them beside a log."""
         own = dict(self._filters.contents)
         if self.rules is not None:
             own[self.rules.id] = self.rules
@@ -250,7 +250,7 @@ class RankUsers:
         return self._about.item_kind
 
     def __call__(self, users: pa.Table | pa.RecordBatch) -> pa.Table:
-        """The rows of some users, in their order.
+        """Return the rows of some users, in their order.
 
         Parameters
         ----------
@@ -260,7 +260,7 @@ class RankUsers:
         Returns
         -------
         pyarrow.Table
-            In the log's schema; without a row for users who are skipped.
+            In the log's schema, without rows for users who are skipped.
 
         Raises
         ------
@@ -323,14 +323,14 @@ class RankUsers:
         )
 
     def batches(self, users: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """What Spark's `mapInArrow` calls: ``df.mapInArrow(rank.batches, rank.spark_schema())``.
+        """Rank for Spark's `mapInArrow`: ``df.mapInArrow(rank.batches, rank.spark_schema())``.
 
-        Spark hands over up to ``spark.sql.execution.arrow.maxRecordsPerBatch`` users at a time.
+        Spark passes up to ``spark.sql.execution.arrow.maxRecordsPerBatch`` users at a time.
 
         Yields
         ------
         pyarrow.RecordBatch
-            Rows as of a call, their seeds as int64.
+            The rows of a call, with their seeds as int64.
         """
         for part in users:
             if not part.num_rows:
@@ -341,16 +341,16 @@ class RankUsers:
             yield from rows.combine_chunks().to_batches()
 
     def spark_schema(self) -> str:
-        """The columns of `batches`, in Spark's DDL: those of the log, the seed as a bigint.
+        """Return the columns of `batches`, in Spark's DDL: the log's, with a bigint seed.
 
-        `fastrank.eventlog.LogReader` reads the log that Spark writes.
+        `fastrank.eventlog.LogReader` can read a log that Spark writes.
         """
         return ", ".join(f"{each.name} {_ddl(each.type)}" for each in schema(self.item_kind))
 
 
 @contextmanager
 def _naming_users(user_ids: Sequence[str]) -> Iterator[None]:
-    """What is wrong with a row of a batch names its user."""
+    """Make errors about a row of a batch name its user."""
     try:
         yield
     except ValueError as error:
@@ -362,7 +362,7 @@ def _naming_users(user_ids: Sequence[str]) -> Iterator[None]:
 
 
 def as_user_texts(name: str, column: pa.Array | pa.ChunkedArray, start: int = 0) -> pa.StringArray:
-    """User ids as the log has them, integers as their digits; a ValueError for what is none.
+    """User ids in the log's form, integers as digits; ValueError for invalid ids.
 
     Examples
     --------
@@ -382,7 +382,7 @@ def as_user_texts(name: str, column: pa.Array | pa.ChunkedArray, start: int = 0)
         raise ValueError(f"{name}: row {start + row} is null")
     try:
         texts = column.cast(pa.string())
-        texts.validate(full=True)  # UTF-8, which Parquet promises and does not check
+        texts.validate(full=True)  # Parquet promises UTF-8, and does not check it
     except pa.ArrowException as error:
         raise ValueError(f"{name}: {error}") from None
     sizes = np.diff(np.frombuffer(texts.buffers()[1], np.int32)[texts.offset :][: len(texts) + 1])
@@ -392,7 +392,7 @@ def as_user_texts(name: str, column: pa.Array | pa.ChunkedArray, start: int = 0)
 
 
 def _together(parts: Sequence[pa.Table], first: Mask) -> pa.Table:
-    """The rows of two tables, those of the first where `first` is true."""
+    """The rows of two tables: those of the first where `first` is true."""
     order = np.empty(len(first), np.int64)
     order[np.flatnonzero(first)] = np.arange(first.sum())
     order[np.flatnonzero(~first)] = np.arange(first.sum(), len(first))

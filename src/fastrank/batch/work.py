@@ -1,4 +1,4 @@
-"""One part ranked into one file of the log: written under a temporary name, synced, and renamed."""
+"""Rank one part into one file of the log, written under a temporary name, synced, and renamed."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from fastrank.files import naming
 
 __all__ = ["Done", "done_of", "rank_part", "write_rows"]
 
-_KEY = b"fastrank.batch"  # of a file's metadata
+_KEY = b"fastrank.batch"  # in a file's metadata
 _AT_ONCE = 1024  # users who share each item that is read
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A part that is in the log: what its file, and the manifest, say of it.
+    """A part that is in the log, as described by its file and the manifest.
 
     Attributes
     ----------
     name : str
-        Of the file.
+        Name of the file.
     input : str
-        The file of users, as it was called then.
+        The file of users, under its name at that time.
     start, users : int
-        Which of its rows.
+        The rows of that file.
     rows : int
-        Rankings: of all users but those who were skipped.
+        Number of rankings: one for each user who was not skipped.
     fallback : int
-        Of these, how many of users that the model does not know.
+        How many of these are for users that the model does not know.
     empty : int
-        How many have no place: nothing was left to rank for that user.
+        How many have no place: no item was left to rank.
     """
 
     name: str
@@ -57,14 +57,14 @@ class Done:
 def rank_part(
     ranker: RankUsers, output: Path, part: Part, tell: Callable[[int], None] | None = None
 ) -> Done:
-    """Rank the users of a part and write the rows; `tell` hears how many users each step did.
+    """Rank the users of a part and write the rows; `tell` gets the number of users of each step.
 
     Raises
     ------
     ValueError
         If a user cannot be ranked for; the message names the file of users, and the user.
     OSError
-        If the disk refuses; nothing is there under the part's name then.
+        If the disk refuses; then no file has the part's name.
     """
     tables = []
     for at in range(0, len(part.users), _AT_ONCE):
@@ -93,7 +93,7 @@ def rank_part(
 
 
 def write_rows(file: Path, rows: pa.Table, said: dict[str, Any]) -> None:
-    """A table as a file that is whole or absent, and in its metadata what is said of it."""
+    """Write a table to a file that is complete or absent, with `said` in its metadata."""
     metadata = {**(rows.schema.metadata or {}), _KEY: json.dumps(said).encode()}
     rows = rows.replace_schema_metadata(metadata)
     with replacing(file) as temporary:
@@ -102,7 +102,7 @@ def write_rows(file: Path, rows: pa.Table, said: dict[str, Any]) -> None:
 
 
 def done_of(file: Path) -> Done:
-    """What a file that `rank_part` wrote says of itself; a ValueError where it is another's."""
+    """What a file of `rank_part` states about itself; ValueError if it is another file."""
     with naming(file, "file of a run's log"):
         metadata = pq.read_schema(file).metadata or {}
         if _KEY not in metadata:

@@ -717,8 +717,7 @@ def _unread(settings: _Settings, besides: Sequence[str]) -> list[str]:
 
 
 def _check_carried(settings: _Settings, log: LogReader) -> None:
-    """Raise UsageError if no row has a policy's log-propensities; stop at the first row that
-    has."""
+    """Raise UsageError if no row has a policy's log-propensities."""
     wanted = {_labelled(text)[1] for text in settings.carried}
     found: set[str] = set()
     for batch in log if wanted else ():
@@ -879,8 +878,7 @@ def _rules_of(file: Path) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; refuses a repeated key, of which JSON readers would silently keep one
-    value."""
+    """A JSON object without repeated keys, of which JSON readers would keep one value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

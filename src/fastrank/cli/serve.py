@@ -143,8 +143,7 @@ def _secret(of_file: Secret | None) -> Secret | None:
 
 
 def _checked(environ: Mapping[str, str]) -> list[str]:
-    """The ignored variables; ValueError for unknown ones, and for two that contradict each
-    other."""
+    """The ignored variables; ValueError for unknown ones, and for a contradiction."""
     ours = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
     ignored = sorted(name for name, value in ours.items() if _is_of_service(name, value))
     known = [*OTHERS, *(name for option in OPTIONS for name in option.variables)]

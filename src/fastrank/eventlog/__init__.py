@@ -1,9 +1,9 @@
-"""The event log: one row for each ranking served, with all that evaluating it later needs.
+"""The event log: one row for each ranking served, with everything needed to evaluate it later.
 
-`LogWriter` appends rankings, `LogUploader` brings them elsewhere, `LogReader` streams them back as
-checked arrays, `join` brings in the rewards, and other logs are brought into the schema: anybody's
-table by `from_table`, and those of known makes by `from_obd`, `from_obp`, `from_dsjson` and
-`from_data_capture`. Needs pyarrow (the extra ``ope``).
+`LogWriter` appends rankings, `LogUploader` uploads them, `LogReader` streams them back as checked
+arrays, and `join` adds the rewards. Other logs are converted to the schema: any table by
+`from_table`, and known formats by `from_obd`, `from_obp`, `from_dsjson` and `from_data_capture`.
+Needs pyarrow (the extra ``ope``).
 """
 
 from fastrank.eventlog.account import JoinSummary

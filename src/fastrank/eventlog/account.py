@@ -1,4 +1,4 @@
-"""What a join did: its summary, the account of it that lies beside the result, and its words."""
+"""The results of a join: its summary, the account stored beside the result, and messages."""
 
 from __future__ import annotations
 
@@ -11,85 +11,89 @@ from typing import Any
 
 __all__ = ["JoinSummary", "dropped_of", "read_account", "told", "told_of"]
 
-_LARGEST = 2**53  # of counts
-_DEEPEST = 20  # lists in lists of an account
-_CLOCKS = 900.0  # seconds: clocks that differ by more are wrong, or times are another zone's
+_LARGEST = 2**53  # largest count
+_DEEPEST = 20  # nested lists in an account
+_CLOCKS = 900.0  # seconds: a larger difference means a wrong clock, or times in another zone
 _ZONES = "a time that says no zone is taken for UTC"
 
 
 @dataclass(slots=True, repr=False)
 class JoinSummary:
-    """What a join did.
+    """The results of a join.
 
-    A reward has one fate: it is used, of a row left out, before its ranking, after the window, of
-    a ranking that was never shown, of a place that was not displayed, of another position, of an
-    item that was not ranked, or of a request that the log does not hold. An impression likewise: it
-    is used, of a row left out, before its ranking, after the window, of no place, or of a request
-    that the log does not hold.
+    Each reward has one fate: it is used, or it belongs to a row left out, came before its ranking
+    or after the window, or names a ranking never shown, a place not displayed, another position, an
+    item not ranked, or a request that the log does not contain. Each impression likewise: it is
+    used, or it belongs to a row left out, came before its ranking or after the window, shows no
+    place, or names a request that the log does not contain.
 
     Attributes
     ----------
     rows_read, rows_set_aside : int
-        Of the log; why rows were set aside is in the result's join.json, with the whole report.
+        Rows of the log; join.json in the result has the reasons for rows set aside, with the whole
+        report.
     rows_open : int
-        Left out: their window is still open at `as_of`.
+        Rows left out because their window is still open at `as_of`.
     open_until : str or None
-        When the last open window closes, ISO 8601, UTC; None where none is open.
+        When the last open window closes, in ISO 8601, UTC; None if none is open.
     rows_written, rows_with_reward : int
-        Of the result; the latter have at least one reward from the files.
+        Rows of the result; the latter have at least one reward from the files.
     rows_not_shown : int
-        Of those written, how many were never shown (`displayed` is 0): they earn nothing, and
-        evaluations leave them out.
+        Rows written that were never shown (`displayed` is 0): they earn nothing, and evaluations
+        leave them out.
     rewards_read, rewards_used : int
-        Rewards of the files, and those that stand in the result (before repeats are merged).
+        Rewards in the files, and those used in the result (before repeats are merged).
     rewards_repeated : int
-        Of those used, how many came on top of another one for the same item of the same row.
+        Of those used, how many repeat another one for the same item of the same row.
     rewards_early : int
-        Of those used, how many came before their row was served, by no more than `skew`.
+        Of those used, how many came before their row was served, by at most `skew`.
     early_seconds_median, early_seconds_most : float or None
-        By how much these were; None where there are none.
+        How early these were; None if there are none.
     rewards_of_open_rows : int
-        Left out with their rows.
+        Rewards of rows left out.
     rewards_outside_window : int
-        Before the row was served, or after its window: `rewards_before` and `rewards_after`.
+        The sum of `rewards_before` and `rewards_after`.
     rewards_before : int
-        Before the row was served, by more than `skew`.
+        Rewards from before the row was served, by more than `skew`.
     before_seconds_median, before_seconds_most : float or None
-        By how much these were; None where there are none.
+        How early these were; None if there are none.
     rewards_after : int
-        After the window.
+        Rewards from after the window.
     rewards_unlogged, rewards_unlogged_requests : int
-        Pairs of request and item that the log does not hold: no such request (or its row is set
-        aside), or the item was not ranked there. The second figure is those without such a request.
+        Pairs of request and item that the log does not contain: there is no such request (or its
+        row is set aside), or the item was not ranked there. The second figure counts those without
+        such a request.
     rewards_unlogged_in_span : int
-        Of those without such a request, how many lie within the log's time: from its first row to
+        Of those without such a request, how many fall within the log's time: from its first row to
         the end of its last row's window.
     rewards_misplaced : int
-        The item was ranked, but not in the position that the reward states.
+        Rewards whose item was ranked, but not in the position that the reward states.
     rewards_not_displayed : int
-        The item was ranked, at a place beyond those displayed.
+        Rewards whose item was ranked, at a place beyond those displayed.
     rewards_not_shown : int
-        Of rankings that were never shown.
+        Rewards of rankings that were never shown.
     rewards_dropped : int
-        Rewards that should have found their ranking, and are missing: `rewards_before`,
+        Rewards that should have found their ranking, but did not: `rewards_before`,
         `rewards_misplaced`, `rewards_not_displayed`, `rewards_not_shown`, items not ranked, and,
-        unless the files hold `other_requests`, `rewards_unlogged_in_span`.
+        unless the files contain `other_requests`, `rewards_unlogged_in_span`.
     impressions_read, impressions_used : int
-        Impressions of the files, and those that say what the result has.
+        Impressions in the files, and those used in the result.
     impressions_repeated, impressions_beyond, impressions_early : int
-        Of those used: further ones of a row; those that say more places than the ranking has, of
-        which all were displayed then; those before the row was served, by no more than `skew`.
+        Of those used: further ones of a row; those that state more places than the ranking has, of
+        which all then count as displayed; those before the row was served, by at most `skew`.
     impressions_of_open_rows : int
-        Left out with their rows.
+        Impressions of rows left out.
     impressions_before, impressions_after : int
-        Before the row was served, by more than `skew`; after the window that the first one opened.
+        From before the row was served, by more than `skew`; from after the window that the first
+        one opened.
     impressions_empty : int
-        They say that no place was displayed, of a ranking that has some: nothing was shown.
+        Impressions without a displayed place, of a ranking that has some: nothing was shown.
     impressions_unlogged, impressions_unlogged_in_span : int
-        Of requests that the log does not hold, and of those how many lie within the log's time.
+        Impressions of requests that the log does not contain, and how many fall within the log's
+        time.
     impressions_dropped : int
-        Impressions that should have found their ranking, which counts as not shown for want of
-        them: `impressions_before` and, unless the files hold `other_requests`,
+        Impressions that should have found their ranking, which now counts as not shown:
+        `impressions_before` and, unless the files contain `other_requests`,
         `impressions_unlogged_in_span`.
     files_set_aside, files_cut : dict of str to str
         Files of the log that could not be read, or not to their end, as in `ReadReport`.
@@ -145,12 +149,12 @@ class JoinSummary:
 
     @property
     def dropped_share(self) -> float:
-        """Of `rewards_dropped` and the rewards that found their ranking; in [0, 1]."""
+        """Share of `rewards_dropped` among these and the rewards used; in [0, 1]."""
         among = self.rewards_dropped + self.rewards_used + self.rewards_of_open_rows
         return self.rewards_dropped / among if among else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The summary for JSON."""
         return asdict(self)
 
 
@@ -161,15 +165,15 @@ _SEEN = ("used", "of_open_rows", "before", "after", "empty", "unlogged")
 
 
 def read_account(file: Path, identity: str) -> dict[str, Any]:
-    """The join.json of a join; only its `id` where there is none, or another join's.
+    """Read the join.json of a join; only its `id` if there is none, or it is another join's.
 
-    What is returned can be believed as far as its form goes: counts are counts, numbers are finite,
-    and everything can be written as JSON again.
+    The form of the result is checked: counts are counts, numbers are finite, and everything can be
+    written as JSON again.
 
     Raises
     ------
     ValueError
-        Where it cannot be read, or says what cannot be.
+        If it cannot be read, or contradicts itself.
     """
     try:
         account = json.loads(file.read_bytes())
@@ -214,7 +218,7 @@ def _is_sound(account: Any) -> bool:
 
 
 def _is_plain(value: object, depth: int = 0) -> bool:
-    """Whether a value of JSON may go into any JSON, page or sum."""
+    """Whether a value of JSON is safe for any JSON, page or sum."""
     if isinstance(value, str):
         return _is_text(value)
     if isinstance(value, float):
@@ -249,9 +253,9 @@ def _is_table(value: object, kind: Any) -> bool:
 
 
 def dropped_of(account: Mapping[str, Any], what: str = "rewards") -> tuple[int, int]:
-    """Rewards, or impressions, that a join dropped, and those that it judged, by its account.
+    """Rewards, or impressions, that a join dropped, and those that it judged, from its account.
 
-    (0, 0) where it does not say, as those written before they were told apart do not.
+    (0, 0) if the account is too old to say.
     """
     summary = account.get("summary", {})
     if f"{what}_dropped" not in summary:
@@ -262,7 +266,7 @@ def dropped_of(account: Mapping[str, Any], what: str = "rewards") -> tuple[int, 
 
 
 def told_of(account: Mapping[str, Any]) -> list[str]:
-    """What an account, as `read_account` gives it, says of rewards that are missing."""
+    """Messages about missing rewards, from an account as `read_account` returns it."""
     if "summary" not in account:
         return ["what joining its rewards left out is not known: join.json is lost or damaged"]
     summary = account["summary"]
@@ -273,14 +277,14 @@ def told_of(account: Mapping[str, Any]) -> list[str]:
 
 
 def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[str]:
-    """What became of rewards that were not used, or by a long skew: a line each, and what may help.
+    """Messages about rewards that were not used, or only thanks to a long skew, with advice.
 
     Parameters
     ----------
     summary : mapping
-        As `JoinSummary.to_dict` has it; counts that are absent are 0.
+        As returned by `JoinSummary.to_dict`; absent counts are 0.
     other_requests : bool
-        Whether the files were said to hold rewards of requests that were not logged.
+        Whether the files were said to contain rewards of requests that were not logged.
     """
     count: dict[str, int] = {name: summary.get(name, 0) for name in _COUNTS}
     read, unlogged = count["rewards_read"], count["rewards_unlogged_requests"]
@@ -331,7 +335,7 @@ def told(summary: Mapping[str, Any], *, other_requests: bool = False) -> list[st
 
 
 def _told_impressions(count: Mapping[str, int], other_requests: bool) -> list[str]:
-    """The same of impressions, and of rankings for want of them."""
+    """Messages about impressions, and about rankings that lack them."""
     unlogged, in_span = count["impressions_unlogged"], count["impressions_unlogged_in_span"]
     nowhere = "name requests that the log does not hold"
     found = [

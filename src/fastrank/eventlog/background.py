@@ -1,10 +1,10 @@
-"""Work beside the program's own threads, and forks: the two exclude one another.
+"""Background work and forks, which exclude each other.
 
-A fork copies the locks that other threads hold, and in the child nobody gives them back. Arrow has
-such locks, in its allocator (mimalloc's page map and arenas) and around what it sets up at the
-first use (its tracer), and so has each import; a child forked while another thread held one hangs
-as soon as it needs it. So all parts of the log that call Arrow do it inside `GATE`, and a fork
-waits until nobody is inside.
+A fork copies the locks that other threads hold, and in the child nobody releases them. Arrow has
+such locks, in its allocator (mimalloc's page map and arenas) and around its initialisation at the
+first use (its tracer), and so has each import. A child forked while another thread held one hangs
+as soon as it needs that lock. So all parts of the log that call Arrow do so inside `GATE`, and a
+fork waits until no thread is inside.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from queue import SimpleQueue
 
 __all__ = ["GATE", "THREADS", "Gate", "Task", "Threads"]
 
-# A disk that hangs keeps a thread inside: then a child that might hang is better than a program
-# that does.
+# A hanging disk keeps a thread inside; then a child that may hang is better than a program that
+# does.
 _PATIENCE_SECONDS = 10.0
 
 
 class Gate:
     """Any number of threads may be inside, but none while the process forks.
 
-    ``with GATE:`` goes in; a thread that is inside may go in once more, even while a fork waits.
-    Work inside should be short: a fork waits for it, up to ten seconds. A thread inside must not
-    wait for one that has yet to go in: where a lock is held while going in, take it before the gate
-    everywhere.
+    ``with GATE:`` enters; a thread that is inside may enter again, even while a fork waits. Work
+    inside should be short: a fork waits for it, up to ten seconds. A thread inside must not wait
+    for one that has yet to enter: if a lock is held while entering, always take it before the gate.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside: dict[int, int] = {}  # how often each thread is
-        self._forks = 0  # that wait, or are under way
+        self._inside: dict[int, int] = {}  # how often each thread has entered
+        self._forks = 0  # forks that wait or are in progress
 
     def __enter__(self) -> None:
         me = threading.get_ident()
@@ -54,7 +53,7 @@ class Gate:
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
-        """Leave the gate meanwhile; in the middle of long work, so that a fork may go ahead."""
+        """Leave the gate for a while, in the middle of long work, so that a fork may proceed."""
         me = threading.get_ident()
         with self._changed:
             depth = self._inside.pop(me)
@@ -74,7 +73,7 @@ class Gate:
 
     def _after_fork_in_parent(self) -> None:
         with self._changed:
-            self._forks = max(0, self._forks - 1)  # Ctrl-C may have kept one from being counted
+            self._forks = max(0, self._forks - 1)  # Ctrl-C may have prevented the count
             self._changed.notify_all()
 
     def _after_fork_in_child(self) -> None:

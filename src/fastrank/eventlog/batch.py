@@ -50,40 +50,27 @@ class LogBatch:
     log_propensities : ndarray of float64, shape (n, K)
         Conditional; 0 past `lengths`.
     rewards : ndarray of float64, shape (n, K)
-        0 past `lengths`; NaN where none was observed.
+        0 past `lengths`; NaN if not observed.
     observed : ndarray of bool, shape (n,)
         Whether every place shown has its reward.
     user_hash : ndarray of uint64, shape (n,)
-        Fixed hash of the user id; of the request id where there is no user.
+        Fixed hash of the user id, or of the request id if there is no user.
     request_hash : ndarray of uint64, shape (n, 2)
     stratum : ndarray of int32, shape (n,)
         Index into `LogReader.strata`.
     caller_seed, is_fallback : ndarray of bool, shape (n,)
     n_eligible : ndarray of int64, shape (n,)
-        -1 where it is not known.
+        -1 if unknown.
     k : ndarray of int64, shape (n,)
-        Places asked for.
+        Number of places requested.
     columns : dict of str to ndarray of float64
-        The extra columns: (n, K) for lists, 0 past `lengths`; (n,) for numbers. Null is NaN.
+        The extra columns: (n, K) for lists, 0 past `lengths`; (n,) for numbers. NaN for null.
     source : str
         The file.
     rows : ndarray of int64, shape (n,)
         Rows of that file, from 0.
     row_weights : ndarray of float64, shape (n,), or None
-        Number of rankings that each row stands for, by default 1; None if no row has a weight.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import fastrank as fr
-    >>> from fastrank.eventlog import LogReader, LogWriter
-    >>> catalog, folder = fr.Catalog(["a", "b", "c"], [[1.0], [2.0], [3.0]]), tempfile.mkdtemp()
-    >>> with LogWriter(folder) as log:
-    ...     ranking = catalog.rank([1.0], 2, policy=fr.Uniform(), seed=1)
-    ...     _ = log.append(ranking, user_id="ann", rewards=[0.0, 1.0])
-    >>> batch = next(iter(LogReader(folder)))
-    >>> batch, batch.rewards.tolist(), batch.log_propensities.round(2).tolist()
-    (LogBatch(1 rows of up to 2 places), [[0.0, 1.0]], [[-1.1, -0.69]])
+        Number of rankings that each row stands for, 1 if it does not say; None if no row says.
     """
 
     lengths: IntArray
@@ -114,7 +101,7 @@ class LogBatch:
         return f"LogBatch({len(self)} rows of up to {self.item_ids.shape[1]} places)"
 
     def where(self, rows: Mask) -> LogBatch:
-        """Those rows (n,) that are marked, as a batch of their own."""
+        """Return the marked rows (n,) as a separate batch."""
         kept: dict[str, Any] = {
             each.name: value[rows]
             for each in fields(self)
@@ -125,11 +112,11 @@ class LogBatch:
 
     @cached_property
     def table(self) -> pa.RecordBatch:
-        """The n rows, with all columns of schema 2 but for those omitted."""
+        """The n rows, with all columns of schema 2 except those omitted."""
         return plain(self._coded)
 
     def column(self, name: str) -> Any:
-        """One column of `table`, a pyarrow.Array; None where it was omitted."""
+        """One column of `table`, a pyarrow.Array; None if it was omitted."""
         if name not in self._coded.schema.names:
             return None
         return undictionaried(self._coded.column(name))
@@ -146,13 +133,13 @@ class LogBatch:
 
     @cached_property
     def user_ids(self) -> list[str | None]:
-        """As logged; length n."""
+        """The user ids as logged; length n."""
         users: list[str | None] = self._coded.column("user_id").to_pylist()
         return users
 
     @cached_property
     def has_query(self) -> Mask:
-        """Whether the row brings its own query; shape (n,)."""
+        """Whether each row has its own query; shape (n,)."""
         if "query" not in self._coded.schema.names:
             return np.zeros(len(self), np.bool_)
         return is_valid(self._coded.column("query"))
@@ -168,7 +155,7 @@ class LogBatch:
     def values(self, name: str) -> list[Any]:
         """A column of the schema as Python values, None for null; length n, cached.
 
-        `policy_params`, a struct in schema 1, is made of `law_params` and `user_temperature`.
+        `policy_params`, a struct in schema 1, is built from `law_params` and `user_temperature`.
         """
         found = self._values.get(name)
         if found is None:
@@ -189,23 +176,23 @@ class LogBatch:
         return dict.fromkeys(OLD_PARAMETERS) | self.params(i) | {"user_temperature": factor}
 
     def texts(self, name: str) -> tuple[IntArray, list[str]]:
-        """A column's different texts, and which of them each row has: (n,), -1 for null."""
+        """A column's distinct strings, and the index of each row's: (n,), -1 for null."""
         column = self.column(name)
-        # A log of version 1 may have a column of its own under this name.
+        # A log of version 1 may have its own column under this name.
         if column is None or not pa.types.is_string(column.type):
             return np.full(len(self), -1, np.int64), []
         codes, names = codes_of(column)
         return codes.astype(np.int64), names
 
     def params(self, i: int) -> dict[str, float]:
-        """Parameters of the law that drew row i, by name; the user's factor is in them."""
+        """Parameters of the law that drew row i, by name, including the user's factor."""
         listed = self.values("law_params")[i] or ()
         return {each["name"]: each["value"] for each in listed}
 
     def numbers(self, name: str) -> FloatArray:
-        """A column of numbers, or a parameter: ``law_params.epsilon``; NaN for null; (n,).
+        """A column of numbers, or a parameter such as ``law_params.epsilon``; NaN for null; (n,).
 
-        ``policy_params.epsilon``, as in schema 1, is the same.
+        ``policy_params.epsilon``, the name in schema 1, is the same.
         """
         name, _, part = name.partition(".")
         if (name, part) == ("policy_params", "user_temperature"):
@@ -232,7 +219,7 @@ class LogBatch:
 
     @cached_property
     def first_scores(self) -> FloatArray:
-        """Raw score of each row's first place, (n,); NaN where there is none."""
+        """Raw score of each row's first place, (n,); NaN if there is none."""
         column = self.column("scores")
         if column is None:
             return np.full(len(self), np.nan)
@@ -243,14 +230,14 @@ class LogBatch:
 
     @property
     def evaluated_names(self) -> list[str]:
-        """Policies under which some row has the log-propensities of its ranking, too."""
+        """Policies whose log-propensities of the ranking are in some row."""
         column = self._evaluated
         return [] if column is None else sorted(pc.unique(column.keys).to_pylist())
 
     def evaluated(self, name: str) -> FloatArray:
-        """Log-propensities of the rankings under a policy of that name, (n, K).
+        """Log-propensities of the rankings under the policy of that name, (n, K).
 
-        -inf for what it never shows; 0 past `lengths`; NaN in rows that do not have them.
+        -inf for items that it never shows; 0 past `lengths`; NaN in rows without them.
         """
         found: FloatArray = np.full(self.log_propensities.shape, np.nan)
         column = self._evaluated
@@ -264,7 +251,7 @@ class LogBatch:
 
     @cached_property
     def _evaluated(self) -> Any:
-        """None where the column was omitted, or is one of version 1 of that name."""
+        """The column; None if it was omitted, or is a column of version 1 with that name."""
         column = self.column("evaluation_log_propensities")
         return column if column is not None and pa.types.is_map(column.type) else None
 
@@ -274,40 +261,40 @@ class LogBatch:
         return self.item_ids[i, : len(drawn)], drawn
 
     def query(self, i: int) -> Float32Array | None:
-        """The query of row i, (d,) float32; None where the user's vector in the model is meant."""
+        """The query of row i, (d,) float32; None if the user's vector in the model is used."""
         if not self.has_query[i]:
             return None
         return np.array(self._coded.column("query")[i].as_py(), np.float32)
 
     def exclude(self, i: int) -> AnyArray | None:
-        """Ids that row i left out, (m,); None: none."""
+        """Ids that row i left out, (m,); None for no filter."""
         return self._filter(i, "exclude")
 
     def allow(self, i: int) -> AnyArray | None:
-        """Ids that row i was restricted to, (m,); None: not restricted."""
+        """Ids that row i was restricted to, (m,); None if it was not restricted."""
         return self._filter(i, "allow")
 
     def bias(self, i: int) -> Float32Array | None:
-        """Bias vector of row i in catalog order, (n_items,) float32; None: none."""
+        """Bias vector of row i in catalog order, (n_items,) float32; None if there is none."""
         name = self._coded.column("bias_id")[i].as_py()
         return None if name is None else self._filters.bias(self._folder, name)
 
     def rules(self, i: int) -> AppliedRules | None:
-        """The rules that acted while row i was drawn; None: none."""
+        """The rules under which row i was drawn; None if there were none."""
         said = self.value("rules", i)
-        if not isinstance(said, dict):  # a log of version 1 may have such a column of its own
+        if not isinstance(said, dict):  # a log of version 1 may have its own column of this name
             return None
         rules = self._filters.rules(self._folder, said["id"])
         return AppliedRules(rules, params_of_rules(said["params"]))
 
     @cached_property
     def has_rules(self) -> Mask:
-        """Rows (n,) that were drawn under rules, or as a page after others."""
+        """Rows (n,) that were drawn under rules, or as a next page."""
         return self.is_given("after") | has_rules(self._coded)
 
     @cached_property
     def is_sequential(self) -> Mask:
-        """Rows (n,) whose rules make a place's law depend on what is shown above (caps, pins)."""
+        """Rows (n,) whose rules make a place's law depend on the places above (caps, pins)."""
         found = np.zeros(len(self), np.bool_)
         for rows, rules in self._by_rules():
             found |= rows & rules.is_sequential
@@ -315,17 +302,17 @@ class LogBatch:
 
     @cached_property
     def rules_named(self) -> set[str | None]:
-        """Ids of the rules that rows are under; None among them where some are under none."""
+        """Ids of the rows' rules; None is among them if some rows have none."""
         names: set[str | None] = {name for _, name in named_rules(self._coded)}
         return names if has_rules(self._coded).all() else {*names, None}
 
     def _by_rules(self) -> Iterator[tuple[Mask, Rules]]:
-        """Rules, with the rows (n,) that are under them."""
+        """Rules, each with the rows (n,) under them."""
         for rows, name in named_rules(self._coded):
             yield rows, self._filters.rules(self._folder, name)
 
     def after(self, i: int) -> AnyArray | None:
-        """Ids that pages before row i showed, (m,), in their order; None: it is no next page."""
+        """Ids on the pages before row i, (m,), in order; None if it is no next page."""
         ids = self.value("after", i)
         return self._as_ids(ids) if isinstance(ids, list) else None
 
@@ -344,7 +331,7 @@ class LogBatch:
 
 
 def named_rules(batch: pa.RecordBatch) -> Iterator[tuple[Mask, str]]:
-    """Ids of the rules that rows name, with those rows (n,)."""
+    """Ids of the rules that rows name, each with those rows (n,)."""
     if has_rules(batch).any():
         codes, names = codes_of(pc.struct_field(batch.column("rules"), "id"))
         for code, name in enumerate(names):
@@ -353,7 +340,7 @@ def named_rules(batch: pa.RecordBatch) -> Iterator[tuple[Mask, str]]:
 
 
 def params_of_rules(text: str | None) -> dict[str, Param]:
-    """Parameters of JSON; a ValueError where it says something else."""
+    """Parameters from JSON; ValueError if it contains anything else."""
     try:
         return as_params(None if text is None else json.loads(text))
     except RecursionError:
@@ -362,7 +349,7 @@ def params_of_rules(text: str | None) -> dict[str, Param]:
 
 def has_rules(batch: pa.RecordBatch) -> Mask:
     """Rows (n,) that were drawn under rules."""
-    # A log of version 1 may have a column of its own under this name.
+    # A log of version 1 may have its own column under this name.
     if "rules" in batch.schema.names and pa.types.is_struct(batch.schema.field("rules").type):
         return is_valid(batch.column("rules"))
     return np.zeros(batch.num_rows, np.bool_)

@@ -1,7 +1,7 @@
-"""What SageMaker Data Capture stored of an endpoint, as tables in the log's schema.
+"""SageMaker Data Capture of an endpoint, as tables in the log's schema.
 
-They go through `LogReader.of_tables`, which checks them like any other log, or through
-`LogWriter.append_table`, to be kept.
+`LogReader.of_tables` reads them and checks them like any other log; `LogWriter.append_table` stores
+them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LIKE: dict[IdKind, Any] = {"int64": np.empty(0, np.int64), "str": np.empty(0, n
 
 
 def from_data_capture(paths: Paths) -> DataCapture:
-    """Rows from what SageMaker Data Capture stored of an endpoint; see `DataCapture`.
+    """Read rows from SageMaker Data Capture of an endpoint; see `DataCapture`.
 
     Examples
     --------
@@ -49,37 +49,37 @@ def from_data_capture(paths: Paths) -> DataCapture:
 
 
 class DataCapture:
-    """What Data Capture stored, as tables in the log's schema; iterate over it once or more.
+    """Data Capture of an endpoint, as tables in the log's schema; iterate any number of times.
 
-    The endpoint's answer is the log row, and the capture its transport. The answer does not repeat
-    what was asked: exclude and allow lists, the pages before, rules that a request said itself and
-    a query come from the captured input, without which the row cannot be trusted, and is set aside.
-    It is read by the server's own rules (`fastrank.wire`): what the server takes in any form, as
-    text or from API Gateway, is the same row here.
+    The endpoint's answer is the log row, and the capture transports it. The answer does not repeat
+    the request: exclude and allow lists, earlier pages, rules stated by a request, and a query come
+    from the captured input; a row without it cannot be trusted, and is set aside. The input is read
+    by the server's own rules (`fastrank.wire`): whatever form the server accepts, as text or from
+    API Gateway, gives the same row here.
 
     Parameters
     ----------
     paths : path or iterable of paths
-        JSON Lines files, directories (every .jsonl below) or globs.
+        JSON Lines files, directories (every .jsonl in them, recursively) or globs.
 
     Attributes
     ----------
     read_report : ReadReport
-        Lines set aside by reason; complete after the last table. `LogReader.of_tables` takes it
-        over into its own report.
+        Lines set aside by reason; complete after the last table. `LogReader.of_tables` includes it
+        in its own report.
     error_responses : int
-        Captured answers that are errors: no ranking was served, so they are no rows.
+        Captured answers that are errors: no ranking was served, so they are not rows.
     rules : dict of str to Rules
-        By their ids, those that rows name; `LogReader.of_tables` takes them.
+        The rules that rows name, by id; `LogReader.of_tables` uses them.
 
     Notes
     -----
-    Input and output are matched by ``eventId``, or else ``inferenceId``, if they stand in different
-    lines; halves wait in memory for the other one. Data may be JSON or base64 of it; by its
-    observed content type it may be JSON Lines, whose every line is a row.
+    Input and output on different lines are matched by ``eventId``, or else ``inferenceId``; each
+    half waits in memory for the other one. Data may be JSON or base64 of JSON; according to its
+    observed content type it may be JSON Lines, with one row per line.
 
-    An answer states the kind of its item ids. Those of older servers do not: there the first
-    ranking that is not empty says it for all, and empty ones that come before wait in memory.
+    An answer states the type of its item ids. Answers of older servers do not: then the first
+    ranking that is not empty determines it for all, and empty ones before it wait in memory.
 
     Examples
     --------
@@ -122,7 +122,7 @@ class DataCapture:
             yield self._table(rows)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        waiting: list[_Captured] = []  # until something says of what kind ids are
+        waiting: list[_Captured] = []  # until the type of the ids is known
         for path in self.files:
             for number, line in self._lines(path):
                 for found in self._captured(str(path), number, line):
@@ -156,7 +156,7 @@ class DataCapture:
         self.read_report.name(reason, file, number, detail)
 
     def _captured(self, file: str, number: int, line: bytes) -> Iterator[_Captured]:
-        """The rankings that a line completes, if it does."""
+        """The rankings that a line completes, if any."""
         try:
             half = self._paired(_half(file, number, line))
             if half is None:
@@ -176,7 +176,7 @@ class DataCapture:
             except ValueError as error:
                 self._aside("capture not understood", file, number, f"{where}{error}")
                 continue
-            if not where:  # one id is not that of many
+            if not where:  # one id cannot belong to many rows
                 values["request_id"] = values["request_id"] or half.inference_id
                 values["inference_id"] = values["inference_id"] or half.inference_id
             values["ts"] = values["ts"] or half.time
@@ -187,7 +187,7 @@ class DataCapture:
         return (row for row in map(self._fitted, rows) if row is not None)
 
     def _fitted(self, found: _Captured) -> dict[str, Any] | None:
-        """The row as the columns can hold it; the first one says the kind of ids of all."""
+        """The row in the columns' types; the first row determines the type of all ids."""
         kind = found.kind or self._kind
         assert kind is not None
         try:
@@ -205,7 +205,7 @@ class DataCapture:
         return row
 
     def _paired(self, half: _Half) -> _Half | None:
-        """Both halves in one, once they are there."""
+        """Both halves combined, once both have been read."""
         if half.input is not None and half.output is not None:
             return half
         if half.event is None:
@@ -233,7 +233,7 @@ class DataCapture:
 
 
 class _Half:
-    """One line's input, output, or both, and by which event the other half may be found."""
+    """One line's input, output, or both, with the event that the other half is found by."""
 
     __slots__ = ("event", "file", "inference_id", "input", "number", "output", "time")
 
@@ -257,15 +257,15 @@ class _Half:
 
 
 class _Captured(NamedTuple):
-    """A ranking as it was captured: its row but for the types, and the kind of its ids if known."""
+    """A captured ranking: its row before type conversion, and the type of its ids if known."""
 
     file: str
     number: int
-    where: str  # in the line, for errors
+    where: str  # position in the line, for errors
     values: dict[str, Any]
     kind: IdKind | None
-    answered: Any  # rules that the answer says
-    asked: str | wire.RulesBody | None  # those of the request
+    answered: Any  # rules of the answer
+    asked: str | wire.RulesBody | None  # rules of the request
 
 
 def _half(file: str, number: int, line: bytes) -> _Half:
@@ -285,7 +285,7 @@ def _half(file: str, number: int, line: bytes) -> _Half:
         name: None if metadata.get(name) is None else _text(name, metadata[name])
         for name in ("eventId", "inferenceId", "inferenceTime")
     }
-    # A caller may use an inference id more than once; an event id is the endpoint's own.
+    # A caller may reuse an inference id; an event id is the endpoint's own.
     event = next((f"{n} {texts[n]}" for n in ("eventId", "inferenceId") if texts[n]), None)
     return _Half(
         file, number, request, response, event, texts["inferenceId"], texts["inferenceTime"]
@@ -303,7 +303,7 @@ def _json(content: bytes | str) -> Any:
 
 
 def _exchanges(half: _Half) -> list[tuple[str, bytes, bytes]]:
-    """What was asked and answered, and where in the line: one of each, or one a line."""
+    """Request and answer with their position in the line: one pair, or one per line."""
     asked, answered = _body(half.input), _body(half.output)
     if not _has_lines(half.input):
         return [("", asked, answered)]
@@ -313,10 +313,10 @@ def _exchanges(half: _Half) -> list[tuple[str, bytes, bytes]]:
             error = _json(answered)
         except ValueError:
             error = None
-        if isinstance(error, dict) and "error" in error:  # the batch was refused whole
+        if isinstance(error, dict) and "error" in error:  # the whole batch was refused
             return [("", asked, answered)]
         raise ValueError(
-            f"data: {len(asked_lines)} lines were asked, and {len(answered_lines)} answered"
+            f"data: {len(asked_lines)} lines were requested, and {len(answered_lines)} answered"
         )
     return [
         (f"line {j}: ", question, answer)
@@ -330,7 +330,7 @@ def _has_lines(part: Mapping[str, Any]) -> bool:
 
 
 def _body(part: Any) -> bytes:
-    """The bytes that were captured on one side."""
+    """The captured bytes of one side."""
     data, encoding = part.get("data"), part.get("encoding", "JSON")
     if isinstance(data, dict):
         try:
@@ -351,7 +351,7 @@ def _body(part: Any) -> bytes:
 def _values(
     request: wire.Request, response: dict[str, Any]
 ) -> tuple[dict[str, Any], IdKind | None]:
-    """A row's values as they were captured, and the kind of its ids if something says it."""
+    """A row's captured values, and the type of its ids if it is stated."""
     items = response.get("item_ids")
     if not isinstance(items, list):
         raise ValueError(f"item_ids: expected a list, got {shown(items)}")
@@ -394,12 +394,12 @@ def _values(
     if isinstance(user, int):
         values["user_id"] = str(user)
     if values["log_norm"] is None and not items and _has_norm(params):
-        values["log_norm"] = -math.inf  # of a softmax over nothing, which JSON cannot say
+        values["log_norm"] = -math.inf  # of a softmax over nothing, which JSON cannot represent
     return values, kind
 
 
 def _score(answered: Any) -> dict[str, Any] | None:
-    """What an answer says of its score, its parameters as text."""
+    """The score of an answer, with its parameters as text."""
     if answered is None:
         return None
     score = _mapping("score", answered)
@@ -408,9 +408,9 @@ def _score(answered: Any) -> dict[str, Any] | None:
 
 
 def _named(answered: Any) -> dict[str, Any] | None:
-    """Which rules an answer says it was drawn under, their parameters as text; None: none.
+    """The id of an answer's rules, with their parameters as text; None if there are none.
 
-    A log has no rules that say nothing.
+    A log does not contain empty rules.
     """
     if answered is None:
         return None
@@ -422,7 +422,7 @@ def _named(answered: Any) -> dict[str, Any] | None:
 
 
 def _rules(answered: Any, asked: str | wire.RulesBody | None, kind: IdKind) -> Rules:
-    """What an answer's rules say: by the answer where they were named, else by the request."""
+    """The rules of a ranking: those of the answer if they were named, else those of the request."""
     rules = _mapping("rules", answered)
     content = rules.get("content")
     if isinstance(asked, wire.RulesBody):
@@ -432,7 +432,7 @@ def _rules(answered: Any, asked: str | wire.RulesBody | None, kind: IdKind) -> R
             pins[place] = id_from_text(str(item), _LIKE[kind])
     found = Rules.from_dict(content)
     if found.id != rules.get("id"):
-        raise ValueError(f"rules: {shown(found)} are not those of the answer's id")
+        raise ValueError(f"rules: {shown(found)} do not have the answer's id")
     return found
 
 

@@ -59,11 +59,11 @@ from fastrank.policies import PARAMETERS
 __all__ = ["Checks", "above_0"]
 
 
-# Above 0 by more than this, or off by more than this: not rounding.
+# Larger than this above 0, or larger errors than this, are not rounding.
 _TOLERANCE = 1e-9
 _EPSILON = float(np.finfo(np.float64).eps)
 _SINGLE = float(np.finfo(np.float32).eps)
-_MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is cut
+_MAX_CELLS = 1 << 23  # of a padded array; a batch with one very long ranking is split
 
 
 class Checks:
@@ -72,12 +72,12 @@ class Checks:
     Parameters
     ----------
     report : ReadReport
-        Where the rows that are set aside are counted and named.
+        Counts and names the rows that are set aside.
     filters : FilterStore
     columns : sequence of str
-        Columns of the log's own, of numbers or of lists of them.
+        The log's own columns, of numbers or of lists of numbers.
     keep_all : bool
-        Whether batches keep columns that nobody asked for.
+        Whether batches keep columns that were not requested.
 
     Attributes
     ----------
@@ -97,16 +97,16 @@ class Checks:
     def believed(
         self, kind: IdKind, source: str, folder: Path | None, start: int, batch: pa.RecordBatch
     ) -> Iterator[LogBatch]:
-        """The valid rows of a batch.
+        """Return the valid rows of a batch.
 
         Parameters
         ----------
         kind : {"int64", "str"}
-            Of the item ids.
+            Type of the item ids.
         source, start
-            For the report: the file, and which of its rows is the first.
+            For the report: the file, and the index of the batch's first row.
         folder : Path or None
-            Where the filters lie that the rows name.
+            Folder of the filters that the rows name.
         batch : pyarrow.RecordBatch
             In the schema's columns and types.
         """
@@ -125,7 +125,7 @@ class Checks:
                 yield result
 
     def _check_structure(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
-        """Everything that can be said without looking into the lists."""
+        """Check everything that does not need the lists."""
         column = batch.column
         version = column("schema_version")
         flaws.mark(integers(version) != SCHEMA_VERSION, "unknown schema version", version)
@@ -183,7 +183,7 @@ class Checks:
         eligible = column("n_eligible")
         limit = integers(eligible)
         flaws.mark((limit >= 0) & (limit < lengths), "more items than eligible", eligible)
-        # Cut on the way: its propensity would be that of another, shorter ranking.
+        # It was cut somewhere: its propensity would be that of another, shorter ranking.
         short = (limit >= 0) & (lengths < np.minimum(k, limit))
         short &= ~self._check_rules(flaws, batch, folder)
         flaws.mark(short, "fewer items than k", lengths)
@@ -192,7 +192,7 @@ class Checks:
         self._check_filters(flaws, batch, folder)
 
     def _check_rules(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> Mask:
-        """Rules that a row names must exist, too; gives the rows (n,) that they may make short."""
+        """Check that named rules exist; return the rows (n,) that rules may shorten."""
         early = np.zeros(batch.num_rows, np.bool_)
         there = has_rules(batch)
         if not there.any():
@@ -214,7 +214,7 @@ class Checks:
         return early
 
     def _check_filters(self, flaws: Flaws, batch: pa.RecordBatch, folder: Path | None) -> None:
-        """Every filter and bias that a row names must exist and match its name, a hash."""
+        """Check that every named filter and bias exists and matches its name, a hash."""
         named = batch.column("filter_id")
         for column, load in (
             (pc.struct_field(named, "exclude"), self._filters.ids),
@@ -233,7 +233,7 @@ class Checks:
             if role not in batch.schema.names:
                 continue
             values = batch.column(role)
-            if not pa.types.is_list(values.type):  # of a log of version 1: a column of its own
+            if not pa.types.is_list(values.type):  # a log's own column, in version 1
                 continue
             if values.null_count < len(values) and values.values.null_count:
                 lists = Lists(values)
@@ -360,17 +360,17 @@ def _rows_of(arrays: Mapping[str, AnyArray], rows: Mask) -> dict[str, AnyArray]:
 
 
 def _cell(kind: IdKind, batch: pa.RecordBatch) -> int:
-    """What a padded id takes, in units of 8 bytes."""
+    """Memory of a padded id, in units of 8 bytes."""
     if kind == "int64":
         return 1
     lengths = pc.utf8_length(batch.column("item_ids").values)
     longest, mean = pc.max(lengths).as_py() or 1, pc.mean(lengths).as_py() or 1.0
-    # At most: a text that is much longer than the others does not widen them.
+    # An upper limit: a text that is much longer than the others does not widen them.
     return max(1, min(longest, int(PADDING * mean)) // 2)
 
 
 def _check_parameters(flaws: Flaws, column: pa.ListArray) -> None:
-    """Each must have a name of its own, and a finite value."""
+    """Check that each has a distinct name and a finite value."""
     found = Parameters(column)
     bad = np.flatnonzero(
         (found.codes < 0) | ~np.isfinite(found.values) | found.repeated
@@ -415,7 +415,7 @@ def _rewards(
 
 
 def above_0(log_propensities: FloatArray) -> Mask:
-    """Log-propensities that are positive, and not by rounding: in float32, if they are float32."""
+    """Rows with log-propensities above 0 by more than rounding, in float32 if they are float32."""
     above = np.asarray(log_propensities > _TOLERANCE)
     if above.any():
         above &= ~((log_propensities <= 8 * _SINGLE) & _are_single(log_propensities))
@@ -423,14 +423,14 @@ def above_0(log_propensities: FloatArray) -> Mask:
 
 
 def _off(propensities: FloatArray, stated: FloatArray, lengths: IntArray) -> Mask:
-    """Rows whose stated sum is not that of their log-propensities, and not by rounding."""
+    """Rows whose stated sum differs from that of their log-propensities by more than rounding."""
     with np.errstate(invalid="ignore", over="ignore"):
         total = propensities @ np.ones(propensities.shape[1])  # faster than sum() along short rows
-        # Long rankings under tiny temperatures: the order of summation alone moves the sum.
+        # In long rankings at tiny temperatures the order of summation alone changes the sum.
         slack = _TOLERANCE + _EPSILON * np.maximum(lengths, 1) * np.abs(total)
         off = np.asarray(~(np.abs(total - stated) <= slack))
         rows = np.flatnonzero(off)
-        if len(rows):  # terms or sum may have been kept in float32, and be summed in it
+        if len(rows):  # terms or sum may have been stored as float32, and summed in it
             terms, total, stated = propensities[rows], total[rows], stated[rows]
             single = _are_single(terms).all(axis=1) | _are_single(stated)
             slack = _TOLERANCE + _SINGLE * (lengths[rows] + 1) * np.abs(terms).sum(axis=1)
@@ -439,13 +439,13 @@ def _off(propensities: FloatArray, stated: FloatArray, lengths: IntArray) -> Mas
 
 
 def _are_single(values: FloatArray) -> Mask:
-    """Whether each value is a float32: of others one in 500 million is, by chance."""
+    """Whether each value is a float32; by chance one in 500 million other values is."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(values.astype(np.float32) == values)
 
 
 def _any(cells: Mask) -> Mask:
-    """Rows with a marked cell; none is common and checked first."""
+    """Rows with a marked cell; usually there are none, which is checked first."""
     if not cells.any():
         return np.zeros(len(cells), np.bool_)
     return np.asarray(cells.any(axis=1), np.bool_)

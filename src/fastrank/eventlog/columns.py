@@ -38,17 +38,18 @@ __all__ = [
 ]
 
 
-# Texts that repeat a few values: read as dictionaries, which spares copying hashes of 64 letters.
+# Columns of a few repeated strings are read as dictionaries, which saves copying hashes of 64
+# letters.
 CODED = (
     *("writer_id", "policy_name", "seed_source", "model_version", "catalog_version"),
     *("candidate_set_id", "propensity_kind", "reward_kind", "law", "sampler", "item_kind"),
 )
 MAX_PARAMETERS = 32  # of one law
-_MAX_COLUMN_SORT = 16  # places, up to which comparing all pairs is faster than sorting
+_MAX_COLUMN_SORT = 16  # places up to which comparing all pairs is faster than sorting
 
 
 class Lists:
-    """A column of lists: their values in a row, and where each list lies among them."""
+    """A column of lists: all values in one array, and the position of each list in it."""
 
     def __init__(self, column: pa.ListArray) -> None:
         offsets = column.offsets.to_numpy().astype(np.int64)
@@ -59,7 +60,7 @@ class Lists:
         self.is_dense = True
         if column.null_count:
             valid = is_valid(column)
-            # What lies under a null list is anything.
+            # The values under a null list are arbitrary.
             self.is_dense = not self.lengths[~valid].any()
             self.lengths = np.where(valid, self.lengths, 0)
         self.values = values
@@ -69,7 +70,7 @@ class Lists:
 
     @cached_property
     def flat(self) -> AnyArray:
-        """The numbers; NaN for null where they are floats, -1 where they are not."""
+        """The numbers; null is NaN for floats, -1 for integers."""
         values = self.values
         if values.null_count and pa.types.is_integer(values.type):
             values = values.fill_null(-1)
@@ -90,11 +91,11 @@ class Lists:
         return out
 
     def padded_ids(self, kind: IdKind, width: int) -> tuple[AnyArray, AnyArray, Hashes]:
-        """Ids as (n, width), codes of them that are equal where they are, and words.
+        """Ids as (n, width), codes that are equal for equal ids, and words.
 
         A word is the same for an id in every batch, and 0 past the end of a list.
 
-        Text is of fixed width unless one long id would make all others take many times their bytes.
+        Text has a fixed width, unless one long id would multiply the memory of all others.
         """
         if kind == "int64":
             ids = self.padded(width, -1)
@@ -114,7 +115,7 @@ class Lists:
         return names[codes], codes, words[codes]
 
     def any_of(self, wrong: Mask | None) -> Mask:
-        """Rows in whose list some value is marked; `wrong` is as long as `values`."""
+        """Rows whose list has a marked value; `wrong` is as long as `values`."""
         marked = np.zeros(self.n, np.bool_)
         if wrong is not None and self.n:
             places = np.flatnonzero(wrong)
@@ -125,14 +126,14 @@ class Lists:
 
 
 class Parameters:
-    """A column of laws' parameters: one entry for each, in the order of rows and of names.
+    """A column of laws' parameters: one entry per parameter, ordered by row and name.
 
     Attributes
     ----------
     rows, places : ndarray of int64, shape (m,)
-        Each entry's row, and which of the row's it is, from 0.
+        Each entry's row, and its index among that row's entries, from 0.
     codes : ndarray of int64, shape (m,)
-        Of its name, -1 where it has none.
+        Index of its name, -1 without a name.
     names : list of str
         Sorted.
     values : ndarray of float64, shape (m,)
@@ -162,14 +163,14 @@ class Parameters:
 
     @property
     def repeated(self) -> Mask:
-        """Entries (m,) of a name that the row has had."""
+        """Entries (m,) whose name occurred earlier in the row."""
         again = np.zeros(len(self.rows), np.bool_)
         same = (self.rows[1:] == self.rows[:-1]) & (self.codes[1:] == self.codes[:-1])
         again[1:] = same
         return again
 
     def of(self, name: str) -> FloatArray:
-        """The parameter of each row, (n,); NaN where it has none of that name."""
+        """The parameter of that name in each row, (n,); NaN in rows without it."""
         result = np.full(self._n, np.nan)
         if name in self.names:
             mine = self.codes == self.names.index(name)
@@ -178,7 +179,7 @@ class Parameters:
 
 
 def repeats(codes: AnyArray, lengths: IntArray, width: int) -> Mask:
-    """Rows in which an item comes twice."""
+    """Rows in which an item is repeated."""
     n = len(codes)
     repeated = np.zeros(n, np.bool_)
     if width <= _MAX_COLUMN_SORT:
@@ -193,14 +194,14 @@ def repeats(codes: AnyArray, lengths: IntArray, width: int) -> Mask:
         return repeated
     order = np.sort(codes, axis=1)
     suspects = np.flatnonzero((order[:, 1:] == order[:, :-1]).any(axis=1))
-    for row in suspects.tolist():  # padding repeats, too
+    for row in suspects.tolist():  # padding repeats too
         own = codes[row, : lengths[row]]
         repeated[row] = len(np.unique(own)) < len(own)
     return repeated
 
 
 def is_valid(column: pa.Array) -> Mask:
-    """Whether each value is there."""
+    """Whether each value is not null."""
     if not column.null_count:
         return np.ones(len(column), np.bool_)
     valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
@@ -217,21 +218,21 @@ def is_empty(column: pa.StringArray | pa.DictionaryArray) -> Mask:
 
 
 def lengths_of(column: pa.Array) -> IntArray:
-    """Of each list; 0 for null."""
+    """Length of each list; 0 for null."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     return np.asarray(lengths, np.int64)
 
 
 def as_utc(column: pa.Array) -> pa.Array:
-    """Times in microseconds, from timestamps or ISO 8601 text; without a zone where none is said.
+    """Times in microseconds, from timestamps or ISO 8601 text; without a zone if none is stated.
 
     Raises
     ------
     pyarrow.ArrowInvalid
-        Quoting a text that is no time.
+        If a text is not a time; quotes the text.
     """
     if pa.types.is_string(column.type):
-        # Nanoseconds, as pyarrow writes those of a Parquet file to CSV; microseconds are kept.
+        # Nanoseconds, as pyarrow writes them from a Parquet file to CSV, are cut to microseconds.
         column = pc.replace_substring_regex(column, r"(\.\d{6})\d{1,3}", r"\1")
         zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
         if pc.all(zoned).as_py():
@@ -276,10 +277,10 @@ def codes_of(
 
 
 def coded(name: str, column: pa.Array) -> pa.DictionaryArray:
-    """A column of repetitive texts as a dictionary; a ValueError if it is not of texts."""
+    """A column of repetitive strings as a dictionary; ValueError for another type."""
     if not pa.types.is_dictionary(column.type):
         column = cast_column(name, column, pa.string()).dictionary_encode()
-    column.validate(full=True)  # UTF-8 and indices, which Parquet promises and does not check
+    column.validate(full=True)  # UTF-8 and indices, which Parquet promises but does not check
     texts = column.dictionary
     if not pa.types.is_string(texts.type):
         column = pa.DictionaryArray.from_arrays(
@@ -289,13 +290,13 @@ def coded(name: str, column: pa.Array) -> pa.DictionaryArray:
 
 
 def undictionaried(column: pa.Array) -> pa.Array:
-    """A column with its dictionary, if it has one, written out."""
+    """A column with its dictionary, if any, expanded."""
     is_coded = pa.types.is_dictionary(column.type)
     return column.cast(column.type.value_type) if is_coded else column
 
 
 def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch with its dictionaries written out."""
+    """A batch with its dictionaries expanded."""
     columns = [undictionaried(column) for column in batch.columns]
     fields = [
         pa.field(own.name, column.type) for own, column in zip(batch.schema, columns, strict=True)
@@ -306,7 +307,7 @@ def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def rounded(values: FloatArray) -> FloatArray:
-    """To about 12 significant digits, so that t * u / u is t again."""
+    """Round to about 12 significant digits, so that t * u / u equals t."""
     bits = values.view(np.int64)
     if len(values) > 1 and (bits == bits[0]).all():
         return np.repeat(rounded(values[:1]), len(values))

@@ -1,7 +1,7 @@
-"""What a row of a log says, as one number, by which a row that came twice is recognised.
+"""The content of a log's row as one number, to recognise repeated rows.
 
-What counts is what an evaluation or an audit takes from a row. When it was served, by which writer,
-and how long that took may differ.
+It covers what an evaluation or an audit uses of a row. The time, the writer and the latency may
+differ.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def content_hashes(
     items: Hashes,
     laws: Hashes,
 ) -> Hashes:
-    """Of each row, (n,): the same however a log is cut into batches.
+    """Hash the content of each row, (n,): independent of how a log is divided into batches.
 
     Parameters
     ----------
     batch : pyarrow.RecordBatch
         The rows in the schema's columns and types.
     arrays, columns : mapping of str to ndarray
-        What `LogBatch` makes of them, by its attributes; and the columns of the log's own.
+        The arrays of `LogBatch`, by attribute; and the log's own columns.
     items : ndarray of uint64, shape (n, K)
         A word for each item id, 0 past the end of a ranking.
     laws : ndarray of uint64, shape (n,)
@@ -59,7 +59,7 @@ def content_hashes(
     if rules is None or not pa.types.is_struct(rules.type):
         rules = None
     texts += [rules if rules is None else pc.struct_field(rules, part) for part in _RULES]
-    # Each at a place of its own; what is null counts as what is absent.
+    # Each column has its own position; null counts as absent.
     numbers = [
         *(items, lengths_of(batch.column("item_ids"))),
         *(arrays[name] for name in _ARRAYS),
@@ -75,7 +75,7 @@ def content_hashes(
 
 
 def _is_text(column: pa.Array) -> bool:
-    # A log of version 1 may have a column of its own under this name.
+    # A log of version 1 may have its own column of this name.
     return bool(pa.types.is_string(column.type) or pa.types.is_dictionary(column.type))
 
 
@@ -103,7 +103,7 @@ def _of_texts(column: pa.Array | None) -> Hashes | None:
 
 
 def _of_ids(column: pa.ListArray | None, in_order: bool = False) -> Hashes | None:
-    """A word for each list of ids, whatever their order unless that counts; 0 for null."""
+    """A word for each list of ids, independent of their order unless `in_order`; 0 for null."""
     if column is None:
         return None
     ids, lengths = column.flatten(), lengths_of(column)

@@ -1,4 +1,4 @@
-"""Logs of Vowpal Wabbit in its dsjson, a decision a line, as tables in the log's schema."""
+"""Logs of Vowpal Wabbit in dsjson format, one decision per line, as tables in the log's schema."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["Dsjson", "from_dsjson"]
 
 _TABLE_ROWS = 10_000
 _UNPAIRED = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which no encoding has
-# A probability may be written with so few digits; float32 has seven.
+# A probability may be written with few digits; float32 has seven.
 _AGREE = 1e-3
-_HEAD = 4096  # bytes, by which a file is known
+_HEAD = 4096  # bytes that identify the format of a file
 
 
 def from_dsjson(paths: Paths) -> Dsjson:
-    """Decisions that Vowpal Wabbit logged as dsjson; see `Dsjson`.
+    """Read decisions that Vowpal Wabbit logged as dsjson; see `Dsjson`.
 
     Examples
     --------
@@ -46,33 +46,34 @@ def from_dsjson(paths: Paths) -> Dsjson:
 
 
 class Dsjson(OwnLog):
-    """Vowpal Wabbit's dsjson as tables in the log's schema; iterate over it once or more.
+    """Vowpal Wabbit's dsjson as tables in the log's schema; can be iterated over several times.
 
-    A contextual bandit's line (cb) is a ranking of one place, a conditional one's (ccb) a ranking
-    with a place a slot. Items are the numbers that the actions have in the line, of cb from 1, of
-    ccb from 0; the logged propensity is that of the action that was chosen, from `p` (`_p`), which
-    in ccb is given the slots before. The reward is -cost.
+    A line of a contextual bandit (cb) is a ranking of one place; a line of a conditional one (ccb)
+    is a ranking with one place per slot. Items are the numbers of the actions in the line, from 1
+    for cb, from 0 for ccb. The logged propensity is that of the chosen action, from `p` (`_p`); in
+    ccb it is conditional on the slots before. The reward is -cost.
 
     Parameters
     ----------
     paths : path or iterable of paths
-        Files, directories (every .jsonl, .ndjson and .json below) or globs. Files may be packed by
-        gzip.
+        Files, directories (every .jsonl, .ndjson and .json in them, recursively) or globs. Files
+        may be compressed by gzip.
 
     Attributes
     ----------
     policies : dict of str to str
-        ``uniform``, each action that is left alike, and ``first``, the action that is first in the
-        line, of those that are left: Vowpal Wabbit's baseline. Both need no model.
+        ``uniform``, in which all remaining actions are equally likely, and ``first``, which takes
+        the first of the remaining actions in the line: Vowpal Wabbit's baseline. Neither needs a
+        model.
     read_report : ReadReport
         Lines set aside by reason, from 0; complete after the last table.
 
     Notes
     -----
-    A line stands for 1 / (1 - pdrop) lines: that is its `row_weight`. With `_skipLearn` what was
-    decided was not shown, and its reward counts as not observed; so does a cost that is not there.
-    `_label_probability` may be the probability itself, or that times 1 - pdrop, as some tools write
-    it: it is compared, and `p` is what counts.
+    A line stands for 1 / (1 - pdrop) lines, which is its `row_weight`. With `_skipLearn` the
+    decision was not shown, and its reward counts as not observed; so does a missing cost.
+    `_label_probability` may be the probability, or the probability times 1 - pdrop, as some tools
+    write it: it is only compared with `p`, which counts.
 
     Examples
     --------
@@ -204,7 +205,7 @@ def _slots(event: dict[str, Any], dropped: float) -> tuple[list[dict[str, Any]],
 def _slot(
     where: str, said: dict[str, Any], actions_name: str, law_name: str, dropped: float
 ) -> dict[str, Any]:
-    """What was chosen from what, with which probability, and what it earned."""
+    """What was chosen from which actions, with which probability, and what it earned."""
     actions, law = said.get(actions_name), said.get(law_name)
     if (
         not isinstance(actions, list)

@@ -1,7 +1,7 @@
-"""Files of what happened after requests: Parquet, CSV or JSON Lines, one event a line.
+"""Files of events after requests: Parquet, CSV or JSON Lines, one event per line.
 
-Each has `request_id` and `ts`, and columns of its own. Errors name the file, the row (from 0) and
-the value.
+Each event has `request_id` and `ts`, and further columns. Errors name the file, the row (from 0)
+and the value.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ def read_events(
     optional: Sequence[str],
     take: Callable[[Events], T],
 ) -> tuple[list[T], list[Path]]:
-    """What `take` makes of each batch of the files, in their order, and the files.
+    """Apply `take` to each batch of the files, in their order; return the results and the files.
 
     Parameters
     ----------
     what : str
-        Of which they are, for people: rewards, say.
+        What the files contain, for people, such as rewards.
     paths : path or iterable of paths
-        Files, directories or globs. Of directories what is Parquet, CSV or JSON Lines by its name;
-        the log ``fastrank.files`` warns of what else looks like data.
+        Files, directories or globs. In directories, files named as Parquet, CSV or JSON Lines are
+        read; the logger ``fastrank.files`` warns of other files that look like data.
     wanted, optional : sequence of str
-        Columns that every file has, without a value that is missing, and those it may have.
+        Columns that every file must have, without missing values, and columns that it may have.
     take : callable
 
     Raises
     ------
     ValueError
-        If a row is invalid; the message names the file, the row and the value.
+        If a value is invalid; the message names file, row and value.
     """
     files = files_at(paths, _FORMATS, what)
     parts: list[T] = []
@@ -72,13 +72,13 @@ def read_events(
 
 
 class Events:
-    """One batch of a file, whose columns come out checked.
+    """One batch of a file, which checks its columns.
 
     Attributes
     ----------
     path : Path
     is_typed : bool
-        Whether the file knows types: in CSV and JSON Lines everything may be text.
+        Whether the file has types: in CSV and JSON Lines everything may be text.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Events:
         return name in self._columns
 
     def column(self, name: str) -> pa.Array:
-        """As it came."""
+        """A column, unchecked."""
         return self._columns[name]
 
     def refuse(self, name: str, bad: Mask, why: str) -> None:
-        """A ValueError for the first row that is marked."""
+        """Raise ValueError for the first marked row."""
         where = np.flatnonzero(bad)
         if where.size:
             row = int(where[0])
@@ -115,17 +115,17 @@ class Events:
         values = self._columns[name]
         kinds = "an integer" if pa.types.is_integer(wanted) else "a number"
         if pa.types.is_boolean(values.type) or pa.types.is_temporal(values.type):
-            # Which Arrow would count, too.
+            # Arrow would count these too.
             raise ValueError(f"{self.path}: {name}: expected {kinds}, got {values.type}")
         if pa.types.is_integer(wanted) and pa.types.is_string(values.type):
-            # Arrow would read 007 and 0x7 as 7, which is another id.
+            # Arrow would read 007 and 0x7 as 7, but they are different ids.
             written = pc.match_substring_regex(values, _WRITTEN).fill_null(True)
             self.refuse(name, ~written.to_numpy(zero_copy_only=False), "expected an integer")
         if pa.types.is_integer(values.type) and pa.types.is_floating(wanted):
-            return values.cast(wanted, safe=False)  # the nearest, as of a number in text
+            return values.cast(wanted, safe=False)  # to the nearest, as for a number in text
         try:
             return values.cast(wanted)
-        except pa.ArrowNotImplementedError:  # no numbers at all: lists, say
+        except pa.ArrowNotImplementedError:  # not numbers, but lists, for example
             raise ValueError(f"{self.path}: {name}: expected {kinds}, got {values.type}") from None
         except pa.ArrowInvalid:
             for row, value in enumerate(values):
@@ -157,7 +157,7 @@ class Events:
 def read_batches(
     path: Path, wanted: Sequence[str], optional: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Batches with the columns wanted, and those optional that are there; values as they come."""
+    """Batches with the required, and the existing optional columns; values unchecked."""
     match file_format(path):
         case "parquet":
             with pq.ParquetFile(path, pre_buffer=False) as file:
@@ -167,7 +167,7 @@ def read_batches(
             with path.open(encoding="utf-8-sig", newline="") as lines:
                 present = next(filter(None, csv.reader(lines)), [])
             names = _named(path, present, wanted, optional)
-            # Ids as text: 007 is not 7, and what is an integer is decided by the log.
+            # Ids are read as text: 007 is not 7, and the log decides what is an integer.
             options = pa.csv.ConvertOptions(
                 include_columns=names,
                 column_types=dict.fromkeys(names, pa.string()),
@@ -239,7 +239,7 @@ def _json_lines(path: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
 def _micros(path: Path, start: int, column: pa.Array) -> IntArray:
     """Times as microseconds since 1970, UTC."""
     if pa.types.is_timestamp(column.type):
-        cuts = column.type.unit == "ns"  # nanoseconds; what is coarser must not pass the range
+        cuts = column.type.unit == "ns"  # only nanoseconds lose digits; others must not overflow
         return _counted(column.cast(pa.timestamp("us", tz=column.type.tz), safe=not cuts))
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise ValueError(f"{path}: ts: expected timestamps or ISO 8601 text, got {column.type}")
@@ -250,7 +250,7 @@ def _micros(path: Path, start: int, column: pa.Array) -> IntArray:
         if not pc.any(zoned).as_py():
             return _counted(column.cast(pa.timestamp("us")))
     except pa.ArrowInvalid:
-        pass  # one by one, which takes more forms and names the row
+        pass  # parse one by one, which accepts more formats and names the row
     values = []
     for row, text in enumerate(column.to_pylist()):
         try:

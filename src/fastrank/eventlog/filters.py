@@ -1,8 +1,8 @@
-"""Long exclude and allow lists, bias vectors, rules: stored once beside the log, named by content.
+"""Long exclude and allow lists, biases, rules: stored once beside the log, named by content.
 
 ``filters/<hash>.parquet`` holds one list of ids, sorted and without repeats, since a filter is a
-set; ``filters/<hash>.npy`` holds one float32 bias vector; ``filters/<id>.json`` what `Rules` say. A
-file is whole or absent.
+set; ``filters/<hash>.npy`` holds one float32 bias vector; ``filters/<id>.json`` holds `Rules`. A
+file is complete or absent.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ __all__ = [
 FOLDER = "filters"
 _CACHE_BYTES = 64 << 20
 
-# Ids, text as a list: one may be long; a bias; or rules.
+# Ids (as a list of str, since one may be long), a bias, or rules.
 Content: TypeAlias = AnyArray | list[str] | Rules
 
 
 def canonical(name: str, ids: Ids) -> AnyArray | list[str]:
-    """The ids of a list as the set they mean: sorted, each once."""
+    """The ids of a list as a set: sorted, without repeats."""
     found = listed(name, ids)
     if len(found) == 0:
         return np.empty(0, np.int64)
     if isinstance(found, list):
         found = text_array(found)
-    if found.dtype == object:  # one of them is long
+    if found.dtype == object:  # one of the ids is long
         return sorted(set(found))
-    different = np.unique(found)  # lets other threads go on meanwhile, as sorting a list does not
+    different = np.unique(found)  # releases the GIL, unlike sorting a list
     return different if different.dtype.kind == "i" else different.tolist()
 
 
 def size_of(values: Content) -> int:
-    """Bytes, about."""
+    """Approximate size in bytes."""
     if isinstance(values, np.ndarray) and values.dtype != object:
         return values.nbytes
     if isinstance(values, Rules):
@@ -106,12 +106,12 @@ def _text_of(rules: Rules) -> str:
 
 
 def save(log_directory: Path, name: str, values: Content) -> None:
-    """Write ids, a bias (float32) or rules under their hash; nothing if it is there.
+    """Write ids, a bias (float32) or rules under their hash, unless they exist already.
 
     Raises
     ------
     OSError
-        If the disk refuses; nothing is left under the name then.
+        If the disk refuses; then no file of that name is left.
     """
     is_bias = isinstance(values, np.ndarray) and values.dtype == np.float32
     suffix = ".json" if isinstance(values, Rules) else ".npy" if is_bias else ".parquet"
@@ -133,16 +133,16 @@ def save(log_directory: Path, name: str, values: Content) -> None:
 
 
 def remove_leftovers(log_directory: Path) -> None:
-    """Remove what killed writers left half written."""
+    """Remove files that killed writers left unfinished."""
     for file, _ in old_leftovers(log_directory / FOLDER):
         with contextlib.suppress(OSError):
             file.unlink()
 
 
 class FilterStore:
-    """Reads lists, biases and rules by hash and checks them against it; keeps the latest 64 MB.
+    """Reads lists, biases and rules by hash and checks them; keeps the latest 64 MB.
 
-    `given` has rules of tables, which no file has.
+    `given` are rules of tables, which are in no file.
     """
 
     def __init__(self, given: Mapping[str, Rules] | None = None) -> None:
@@ -150,17 +150,17 @@ class FilterStore:
         self._cache = LRU[tuple[str, str], Any](_CACHE_BYTES)
 
     def ids(self, folder: Path | None, name: str) -> AnyArray:
-        """The sorted ids of a list; a ValueError if it is missing or not what its name says."""
+        """The sorted ids of a list; ValueError if it is missing or does not match its name."""
         found: AnyArray = self._get(folder, name, ".parquet")
         return found
 
     def bias(self, folder: Path | None, name: str) -> Float32Array:
-        """A bias vector, float32 (n,); a ValueError likewise."""
+        """A bias vector, float32 (n,); ValueError as for `ids`."""
         found: Float32Array = self._get(folder, name, ".npy")
         return found
 
     def rules(self, folder: Path | None, name: str) -> Rules:
-        """Rules by their id; a ValueError likewise."""
+        """Rules by their id; ValueError as for `ids`."""
         if folder is None and name in self._given:
             return self._given[name]
         found: Rules = self._get(folder, name, ".json")
@@ -171,7 +171,7 @@ class FilterStore:
         found = self._cache.get(key)
         if found is None:
             found = _read(folder, name, suffix)
-            # One that is larger is kept too: rows that name it come one after another.
+            # A larger one is kept too: rows that name it follow one another.
             self._cache.put(key, found, min(size_of(found), _CACHE_BYTES))
         return found
 
@@ -187,7 +187,7 @@ def _ids_of(column: pa.ChunkedArray) -> AnyArray:
 
 def _read(folder: Path | None, name: str, suffix: str) -> Content:
     if folder is None:
-        raise ValueError(f"{FOLDER}/{name}{suffix} is not at hand: this is a table, not a file")
+        raise ValueError(f"{FOLDER}/{name}{suffix} is not available: this is a table, not a file")
     if os.path.basename(name) != name or not name:
         raise ValueError(f"{name!r} is not the name of a filter")
     file = folder / FOLDER / f"{name}{suffix}"
@@ -195,7 +195,7 @@ def _read(folder: Path | None, name: str, suffix: str) -> Content:
         values, stated = _loaded(file)
     except FileNotFoundError:
         raise ValueError(f"{FOLDER}/{file.name} is missing") from None
-    except Exception as error:  # a parser of a stranger's file may raise anything
+    except Exception as error:  # a parser may raise anything for a foreign file
         raise ValueError(f"{FOLDER}/{file.name}: not readable: {error}") from None
     if stated != name:
         raise ValueError(f"{FOLDER}/{file.name} does not match its hash")
@@ -203,7 +203,7 @@ def _read(folder: Path | None, name: str, suffix: str) -> Content:
 
 
 def _loaded(file: Path) -> tuple[Content, str]:
-    """What a file holds, and the hash of that."""
+    """The content of a file, and the hash of the content."""
     if file.suffix == ".json":
         rules = Rules.from_dict(json.loads(file.read_bytes()))
         return rules, rules.id

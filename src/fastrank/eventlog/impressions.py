@@ -1,6 +1,6 @@
-"""Impressions: records that a ranking was shown, when, and how many of its places.
+"""Impressions: records of when a ranking was shown, and how many of its places.
 
-Columns: `request_id`, `ts`, and `displayed`, the number of places from the first.
+Columns: `request_id`, `ts`, and `displayed`, the number of places from the top.
 """
 
 from __future__ import annotations
@@ -45,17 +45,13 @@ def read_impressions(paths: Paths) -> Impressions:
     Parameters
     ----------
     paths : path or iterable of paths
-        As `read_events` takes them.
+        As in `read_events`.
 
     Raises
     ------
     ValueError
-        If a column or a value is missing, a number of places is negative or not an integer, or a
-        time cannot be read; the message names the file, the row and the value.
-
-    Notes
-    -----
-    Times without a zone are UTC.
+        If a column or value is missing, a number of places is negative or not an integer, or a time
+        cannot be read; the message names file, row and value. Times without a zone are UTC.
     """
     parts, _ = read_events("impressions", paths, ("request_id", "displayed", "ts"), (), _checked)
     if not parts:

@@ -1,8 +1,8 @@
-"""join: rewards into a log, as a new data set.
+"""join: add rewards to a log, as a new data set.
 
 A reward counts for a row if it names its request, an item that was displayed, and a time within the
-window after the row was shown. Rewards that do not are counted by reason, since a row may lack
-them. While a row's window is open more rewards may come, so the row is left out, for a later join.
+window after the row was shown. Other rewards are counted by reason, since rows may be missing them.
+While a row's window is open more rewards may come, so the row is left out, for a later join.
 Impressions say when a row was shown, and how many of its places.
 """
 
@@ -46,7 +46,7 @@ __all__ = ["Repeats", "RewardKind", "join", "parse_time", "parse_window"]
 
 RewardKind: TypeAlias = Literal["positives", "complete"]
 Repeats: TypeAlias = Literal["max", "sum", "first"]
-Advance: TypeAlias = Callable[[float], None]  # share of the log that is read
+Advance: TypeAlias = Callable[[float], None]  # gets the share of the log that is read
 
 _FILE = "part-{:06d}.parquet"
 _FILE_ROWS = 1_000_000
@@ -71,43 +71,43 @@ def join(
     other_requests: bool = False,
     advance: Advance | None = None,
 ) -> JoinSummary:
-    """Join rewards to a log and write the result as a new data set, whole or not at all.
+    """Join rewards to a log, and write the result as a new data set, completely or not at all.
 
     Parameters
     ----------
     logs : path or iterable of paths
-        As `LogReader` takes them; without rewards as yet.
+        As in `LogReader`; the log must not have rewards yet.
     rewards : path or iterable of paths
-        Parquet, CSV or JSON Lines: columns request_id, item_id, reward, ts, and if wanted position
-        (the item's place, from 1). Times without a zone are UTC.
+        Parquet, CSV or JSON Lines with columns request_id, item_id, reward, ts, and optionally
+        position (the item's place, from 1). Times without a zone are UTC.
     output : path
-        A directory that does not exist, or holds no data (what is hidden in it, such as .gitkeep,
-        stays), and that `logs` would not read the next time.
+        A directory that does not exist or holds no data (hidden files, such as .gitkeep, stay), and
+        that `logs` would not read the next time.
     window : timedelta or str
-        How long after a row was shown its rewards count, both ends included; ``"24h"``, say. It
-        was shown when its `shown_at` says, else when it was served.
+        How long rewards count after a row was shown, both ends included; for example ``"24h"``. A
+        row was shown at its `shown_at`, or else when it was served.
     as_of : datetime or str
         The time up to which rewards and impressions are complete. A row's window is closed if it
-        ended by then; other rows are left out and counted. UTC where it says no zone; not in the
+        ended by then; other rows are left out and counted. UTC if it names no zone; not in the
         future.
     kind : {"positives", "complete"}
-        positives: the files hold what happened, clicks say, and everything else in a closed
-        window is 0. complete: they hold every observation, zeros too, and what is not there was
-        not observed. Positives cannot be negative.
+        positives: the files contain what happened, such as clicks, and everything else in a closed
+        window is 0. complete: they contain every observation, including zeros, and everything else
+        was not observed. Positives cannot be negative.
     shown : path or iterable of paths, optional
-        Impressions, in the same forms: columns request_id, displayed (how many places, from the
-        first) and ts. They set `displayed` and `shown_at` of every row, whatever the log said: the
-        first time, and the most places within the window from then. A row without is not shown:
-        `displayed` is 0.
+        Impressions, in the same formats: columns request_id, displayed (number of places, from the
+        top) and ts. They set `displayed` and `shown_at` of every row, whatever the log stated: the
+        first time, and the most places within the window from then. A row without an impression was
+        not shown: its `displayed` is 0.
     repeats : {"max", "sum", "first"}
-        How several rewards for one item of one row are combined; `first` by time.
+        How to combine several rewards for one item of one row; `first` by time.
     skew : timedelta or str
         How long before its row was shown a reward may come, or an impression before the row was
-        served, and still count as of that time: clocks of browsers and servers differ. At most the
-        window: no clocks differ by more.
+        served, and still count as of that time, since the clocks of browsers and servers differ. At
+        most the window.
     other_requests : bool
-        Whether the files hold rewards and impressions of requests that were not logged, too: then
-        those of unknown requests are not counted as dropped.
+        Whether the files also contain rewards and impressions of requests that were not logged:
+        then those of unknown requests are not counted as dropped.
     advance : callable, optional
         Called with the share of the log that is done.
 
@@ -118,16 +118,16 @@ def join(
     Raises
     ------
     ValueError
-        For bad arguments, `as_of` beyond this machine's clock, an output among the logs, rewards
-        or impressions that cannot be (naming file and row), sums of them beyond float64, a log that
-        holds rewards already, or nothing that can be read.
+        For bad arguments, `as_of` beyond this machine's clock, an output among the logs, invalid
+        rewards or impressions (naming file and row), sums of them beyond float64, a log that
+        already has rewards, or if nothing can be read.
 
     Notes
     -----
-    The rewards are held in memory, about 70 bytes each, and impressions, about 40; the log is
-    streamed. Places beyond `displayed` stay null. The result carries its filters along, and in
-    ``join.json`` what was read and left out, which `LogReader` takes into its report: where more
-    than 5 % of the rewards or impressions were dropped, evaluations say so. O(rows + m log m).
+    Rewards are held in memory, about 70 bytes each, and impressions, about 40; the log is streamed.
+    Places beyond `displayed` stay null. The result contains its filters, and in ``join.json`` what
+    was read and left out, which `LogReader` includes in its report: if more than 5 % of the rewards
+    or impressions were dropped, evaluations say so. O(rows + m log m).
 
     Examples
     --------
@@ -161,7 +161,7 @@ def join(
     _one_of("repeats", repeats, Repeats)
     target = Path(output)
     if target.exists() and (not target.is_dir() or holds_data(target)):
-        raise ValueError(f"output: {target} is taken")
+        raise ValueError(f"output: {target} already exists")
     place = target.resolve()
     if place.is_mount():
         raise ValueError(f"output: {target} is a mount point; name a directory in it")
@@ -170,7 +170,7 @@ def join(
     if around is not None:
         raise ValueError(
             f"output: {target} lies in what {around} reads: the next time every ranking would be"
-            " there twice, as it was and joined; write it elsewhere"
+            " read twice, as it was and joined; write it elsewhere"
         )
     reader = LogReader(given_logs)
     reader._keep_all = True
@@ -227,18 +227,18 @@ def join(
 
 
 def _begun(directory: Path) -> int:
-    """Make a directory that is locked from the first; the descriptor that holds its lock."""
+    """Make a directory that is locked from the start; return the descriptor that holds its lock."""
     fresh = directory.with_suffix(".new")
     fresh.mkdir()
     lock = os.open(fresh, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # no locks here, so that leftovers stay
+    with contextlib.suppress(OSError):  # no locks here, so leftovers stay
         fcntl.flock(lock, fcntl.LOCK_EX)
     fresh.rename(directory)
     return lock
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what killed joins left: they may have filled the disk. Living ones have a lock."""
+    """Remove what killed joins left, which may fill the disk; running joins hold a lock."""
     for leftover, name in leftovers(target.parent):
         if name != target.name:
             continue
@@ -252,7 +252,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def parse_window(window: timedelta | str) -> timedelta:
-    """A length of time such as 90s, 30m, 24h, 7d or 2w.
+    """Parse a length of time such as 90s, 30m, 24h, 7d or 2w.
 
     Examples
     --------
@@ -278,7 +278,7 @@ def _parse_length(name: str, value: timedelta | str) -> timedelta:
 
 
 def parse_time(name: str, moment: datetime | str) -> datetime:
-    """A moment; UTC where it says no zone.
+    """Parse a moment; UTC if it names no zone.
 
     Examples
     --------
@@ -301,20 +301,20 @@ def parse_time(name: str, moment: datetime | str) -> datetime:
 
 
 def _past(name: str, moment: datetime | str) -> datetime:
-    """A moment that this machine's clock has reached."""
+    """Parse a moment that this machine's clock has reached."""
     found, now = parse_time(name, moment), datetime.now(UTC)
     if found > now:
         raise ValueError(
             f"{name}: {found.isoformat()} is beyond the clock, which says"
-            f" {now.isoformat(timespec='seconds')}: no rewards are complete up to a time that has"
-            " not come (a time without a zone is UTC)"
+            f" {now.isoformat(timespec='seconds')}: rewards cannot be complete up to a time in the"
+            " future (a time without a zone is UTC)"
         )
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
-    """Lengths and the moment up to which rewards are complete, in microseconds (since 1970)."""
+    """Lengths, and the time up to which rewards are complete, in microseconds (since 1970)."""
 
     window: int
     skew: int
@@ -326,7 +326,7 @@ class _Spans:
 
 
 def _written(micros: int) -> str | None:
-    """A moment in ISO 8601; None where no calendar has it."""
+    """A moment in ISO 8601; None if no calendar has it."""
     try:
         return (_EPOCH + micros * _MICRO).isoformat()
     except OverflowError:
@@ -334,9 +334,9 @@ def _written(micros: int) -> str | None:
 
 
 class _Found:
-    """What became of each reward, in the order of `Rewards`, and when the log's rows were shown.
+    """The fate of each reward, in the order of `Rewards`, and when the log's rows were shown.
 
-    `delay` is from its row's time to its own, in microseconds, where it has a row.
+    `delay` is from its row's time to its own, in microseconds, if it has a row.
     """
 
     first, last = np.iinfo(np.int64).max, np.iinfo(np.int64).min  # microseconds since 1970
@@ -346,15 +346,15 @@ class _Found:
         self.request = np.zeros(count, np.bool_)
         self.ranked = np.zeros(count, np.bool_)
         self.placed = np.zeros(count, np.bool_)
-        self.not_shown = np.zeros(count, np.bool_)  # the ranking
-        self.not_displayed = np.zeros(count, np.bool_)  # the place
+        self.not_shown = np.zeros(count, np.bool_)  # its ranking was not
+        self.not_displayed = np.zeros(count, np.bool_)  # its place was not
         self.open = np.zeros(count, np.bool_)
         self.inside = np.zeros(count, np.bool_)
         self.delay = np.zeros(count, np.int64)
 
 
 class _Seen:
-    """What became of each impression, in the order of `Impressions`."""
+    """The fate of each impression, in the order of `Impressions`."""
 
     def __init__(self, count: int) -> None:
         self.request = np.zeros(count, np.bool_)
@@ -363,14 +363,14 @@ class _Seen:
         self.open = np.zeros(count, np.bool_)
         self.beyond = np.zeros(count, np.bool_)
         self.delay = np.zeros(count, np.int64)
-        self.rows = 0  # closed ones, that were shown
+        self.rows = 0  # rows with a closed window that were shown
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """When each row of a batch was shown, and how much of it; all (n,).
+    """When each row of a batch was shown, and how many places; all (n,).
 
-    `at` is when it was served where nothing else is said; `places` is 0 where it was not shown.
+    `at` is when it was served if nothing else is stated; `places` is 0 if it was not shown.
     """
 
     at: IntArray
@@ -381,7 +381,7 @@ class _Shown:
 
 
 def _shown(batch: LogBatch, impressions: Impressions | None, seen: _Seen, spans: _Spans) -> _Shown:
-    """By the impressions; without any, as the log has it."""
+    """From the impressions; without any, as the log states."""
     served = _micros(batch, "ts")
     if impressions is None:
         stated = batch.column("shown_at")
@@ -413,7 +413,7 @@ def _shown(batch: LogBatch, impressions: Impressions | None, seen: _Seen, spans:
     seen.delay[which] = delay
     seen.rows += int(np.count_nonzero(~never & ~is_open))
     places = np.minimum(places, ranked)
-    # Of an empty ranking all places were displayed, though there is none: 0 says not shown.
+    # All zero places of an empty ranking were displayed, but 0 would mean not shown.
     said = pa.array(places, mask=~never & (ranked == 0))
     times = pa.array(at, pa.int64(), mask=never)
     columns = {"displayed": said, "shown_at": times.cast(batch.table.schema.field("ts").type)}
@@ -425,7 +425,7 @@ def _micros(batch: LogBatch, name: str) -> IntArray:
 
 
 def _ranked(batch: LogBatch) -> IntArray:
-    """Places of each ranking, (n,), displayed or not."""
+    """Number of places of each ranking, (n,), displayed or not."""
     offsets: IntArray = batch.table.column("item_ids").offsets.to_numpy().astype(np.int64)
     return np.diff(offsets)
 
@@ -509,7 +509,7 @@ def _refuse_rewards(batch: LogBatch) -> None:
     if rewards.null_count < len(rewards):
         row = int(np.flatnonzero(rewards.is_valid().to_numpy(zero_copy_only=False))[0])
         raise ValueError(
-            f"{batch.source}: row {batch.rows[row]}: has rewards already; join the log as it was"
+            f"{batch.source}: row {batch.rows[row]}: already has rewards; join the original log"
         )
 
 
@@ -518,8 +518,8 @@ def _refuse_timeless(batch: LogBatch) -> None:
     if (served == 0).any():
         row = batch.rows[int(np.flatnonzero(served == 0)[0])]
         raise ValueError(
-            f"{batch.source}: row {row}: ts: 1970-01-01, which stands for no time, so no window can"
-            " be told; name the column of times where the log is made (`time`)"
+            f"{batch.source}: row {row}: ts: 1970-01-01, which stands for no time, so its window is"
+            " unknown; name the column of times when making the log (`time`)"
         )
 
 
@@ -533,7 +533,7 @@ def _joined(
     kind: RewardKind,
     repeats: Repeats,
 ) -> pa.RecordBatch | None:
-    """The rows of a batch whose window is closed, with their rewards; None if there are none."""
+    """The rows of a batch with a closed window, with their rewards; None if there are none."""
     n, width = batch.item_ids.shape
     is_open = shown.is_open
     if n:
@@ -549,7 +549,7 @@ def _joined(
     stated = rewards.position[which]
     placed = ranked & ((stated == 0) | (stated == places + 1))
     found.placed[which[placed]] = True
-    # What is not displayed as yet may be while its window is open.
+    # Places not yet displayed may be while the window is open.
     closed_rows = placed & ~is_open[rows]
     never = closed_rows & shown.never[rows]
     hidden = closed_rows & ~never & (places >= shown.places[rows])
@@ -579,7 +579,7 @@ def _joined(
     if beyond.size:
         row = batch.rows[rows[firsts[beyond[0]]]]
         raise ValueError(
-            f"{batch.source}: row {row}: the sum of its rewards passes the float64 range"
+            f"{batch.source}: row {row}: the sum of its rewards is outside the float64 range"
         )
     summary.rewards_repeated += len(cells) - len(firsts)
     closed = ~is_open
@@ -590,7 +590,7 @@ def _joined(
     at_places = np.arange(width) < shown.places[:, None]
     filled = np.where(at_places, 0.0 if kind == "positives" else np.nan, np.nan)
     filled.reshape(-1)[cells[firsts]] = merged
-    latest = shown.at.copy()  # nothing comes before it was shown, whatever a clock says
+    latest = shown.at.copy()  # no reward can come before it was shown, whatever a clock says
     np.maximum.at(latest, rows, rewards.ts[which])
     has_reward = np.zeros(n, np.bool_)
     has_reward[rows] = True
@@ -619,9 +619,9 @@ def _joined(
 
 
 def _pairs(batch: LogBatch, requests: Hashes) -> tuple[IntArray, IntArray]:
-    """Rows of the batch and events of the same request: two arrays of one length.
+    """Pairs of rows of the batch and events of the same request: two arrays of one length.
 
-    `requests` are the events', (m, 2), sorted by the first.
+    `requests` are those of the events, (m, 2), sorted by the first column.
     """
     first, second = batch.request_hash[:, 0], batch.request_hash[:, 1]
     start = np.searchsorted(requests[:, 0], first, side="left")
@@ -640,12 +640,12 @@ def _places(
     rows: IntArray,
     which: IntArray,
 ) -> IntArray:
-    """Place of each reward's item in its row's ranking, from 0; -1 if it is not there."""
+    """Place of each reward's item in its row's ranking, from 0; -1 if it is not in it."""
     width = batch.item_ids.shape[1]
     if batch.item_ids.dtype.kind == "i":
         same = batch.item_ids[rows] == rewards.item[which, None]
     else:
-        # Only the rankings that some reward names.
+        # Only rankings that some reward names.
         asked, at = np.unique(rows, return_inverse=True)
         texts = pa.array(batch.item_ids[asked].reshape(-1).tolist(), pa.string())
         hashes = text_hashes(texts).reshape(len(asked), width, 2)
@@ -656,7 +656,7 @@ def _places(
 
 
 class _Result:
-    """The new data set: files of up to a million rows of one schema, and the filters they name."""
+    """The new data set: files of up to a million rows of one schema, and their filters."""
 
     def __init__(self, directory: Path, identity: str) -> None:
         self._directory = directory
@@ -704,7 +704,7 @@ class _Result:
         self._writer, self._rows = None, 0
 
     def close(self, kind: IdKind | None) -> None:
-        """Finish the files; a result without rows is still a log that can be read."""
+        """Finish the files; a result without rows is still a readable log."""
         self._close_file()
         if not self._files:
             columns = schema(kind or "int64").with_metadata(self._metadata)

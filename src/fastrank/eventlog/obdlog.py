@@ -1,7 +1,7 @@
 """Logs of the Open Bandit Dataset, as tables in the log's schema.
 
-They go through `LogReader.of_tables`, which checks them like any other log, or through
-`LogWriter.append_table`, to be kept.
+They are read by `LogReader.of_tables`, which checks them like any other log, or stored by
+`LogWriter.append_table`.
 """
 
 from __future__ import annotations
@@ -45,35 +45,34 @@ def from_obd(
     *,
     columns: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
-    """Logs of the Open Bandit Dataset as tables in the log's schema.
+    """Read logs of the Open Bandit Dataset as tables in the log's schema.
 
-    Each impression becomes a ranking of one place, whose propensity is that of its item in its
-    position. The position, 1 to 3, is kept in a column `position`: it is context, not a
-    place of the ranking.
+    Each impression becomes a ranking of one place, with the propensity of its item in its position.
+    The position, 1 to 3, is kept in a column `position`: it is context, not a place of the ranking.
 
     Parameters
     ----------
     campaign_or_path : str or path
-        ``all`` or ``men``: the bundled log. Otherwise a file as published, .csv or .parquet.
+        ``all`` or ``men`` for the bundled log; otherwise a published file, .csv or .parquet.
     policy : {"random", "bts"}, optional
-        Which policy logged it. For a file it is taken from the path, if that says it.
+        The policy that logged it. For a file, by default the one named in its path.
     columns : sequence of str
-        Further columns of the file to carry, of one number a row: the log-propensity of an
-        evaluation policy, say. Each becomes a list of one, as the ranking's own propensities are.
+        Further columns of the file to carry, with one number per row, such as the log-propensities
+        of an evaluation policy. Each becomes a list of one, like the ranking's own propensities.
 
     Yields
     ------
     pyarrow.Table
-        Request ids are ``<campaign>-<policy>-<row>``, rows from 0; the user is the segment, the
-        four hashed features joined by ``-``. The random policy is called ``uniform``, which is what
-        it is. Clicks are rewards, of kind ``complete``: no click is an observation, too. The
-        data hold no seeds, scores or model, so those columns are null.
+        Request ids are ``<campaign>-<policy>-<row>``, with rows from 0; the user is the segment,
+        the four hashed features joined by ``-``. The random policy is called ``uniform``. Clicks
+        are rewards of kind ``complete``: no click is an observation too. The data have no seeds,
+        scores or model, so those columns are null.
 
     Raises
     ------
     ValueError
-        If the policy cannot be told, for columns that cannot be carried, or naming the file, for
-        one that is not as published or lacks a column.
+        If the policy is unknown, if columns cannot be carried, or if a file differs from the
+        published ones or lacks a column; the message names the file.
 
     Examples
     --------
@@ -91,7 +90,7 @@ def from_obd(
             raise ValueError("columns: position is always read, as context: leave it out")
     if campaign_or_path in get_args(obd.Campaign):
         if policy is None:
-            raise ValueError("policy: say which log of the campaign, random or bts")
+            raise ValueError("policy: state which log of the campaign to read: random or bts")
         if columns:
             raise ValueError(f"columns: the bundled logs have no column {columns[0]}")
         return _bundled(campaign_or_path, policy)  # type: ignore[arg-type]  # mypy does not narrow by get_args
@@ -105,15 +104,15 @@ def from_obd(
 
 
 def items_of_obd(path: str | os.PathLike[str]) -> int:
-    """Items of the campaign that a file of the Open Bandit Dataset, as published, is of.
+    """Number of items of the campaign of a published file of the Open Bandit Dataset.
 
-    As many as it has columns of affinity to items; without any, those of the bundled campaign that
-    its path names. Not those that happen to be in the file, which may be fewer.
+    This is the number of the file's columns of affinity to items; without any, that of the bundled
+    campaign that its path names. The items that occur in the file may be fewer.
 
     Raises
     ------
     ValueError
-        If it is no such file, or neither its columns nor its path tell; the message names the file.
+        If neither states it, or it is not such a file; the message names the file.
     """
     file = _file(path)
     found = _n_items(_column_names(file))
@@ -123,7 +122,7 @@ def items_of_obd(path: str | os.PathLike[str]) -> int:
     if campaign not in get_args(obd.Campaign):
         campaigns = " or ".join(get_args(obd.Campaign))
         raise ValueError(
-            f"{path}: how many items its campaign has is not known: it has no columns"
+            f"{path}: the number of items of its campaign is unknown: it has no columns"
             f" user-item_affinity_<item>, as published, and its path does not name {campaigns}"
         )
     return len(obd.items(campaign).item_ids)  # type: ignore[arg-type]  # nor here
@@ -178,7 +177,7 @@ def _published(path: Path, campaign: str, policy: str, extra: Sequence[str]) -> 
 
 
 def _check_published(path: Path, columns: Mapping[str, pa.Array], first: int) -> None:
-    """Refuse values that the dataset cannot hold; null is for the reader to set aside."""
+    """Refuse values that the dataset cannot contain; the reader sets null values aside."""
     for name, low, high, wanted in (
         ("item_id", 0, math.inf, "an index from 0"),
         ("position", 1, 3, "1, 2 or 3"),
@@ -196,7 +195,7 @@ def _check_published(path: Path, columns: Mapping[str, pa.Array], first: int) ->
 def _published_batches(
     path: Path, extra: Sequence[str]
 ) -> Iterator[tuple[pa.RecordBatch, int | None]]:
-    """The columns wanted, and how many items the campaign has."""
+    """The requested columns, and the number of items of the campaign."""
     names = _column_names(path)
     missing = [name for name in _OBD_COLUMNS if name not in names]
     if missing:

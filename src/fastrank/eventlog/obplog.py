@@ -17,47 +17,46 @@ __all__ = ["from_obp"]
 
 _OF_EVALUATION = "evaluation_policy_"
 _MARGINALS = "pscore_item_position"
-# Two statements of one probability may differ by so much of it.
+# Two statements of one probability may differ by this relative error.
 _AGREE = 1e-4
 
 
 def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> TableLog:
-    """A log of the Open Bandit Pipeline as tables in this log's schema.
+    """Read a log of the Open Bandit Pipeline as tables in this log's schema.
 
     Parameters
     ----------
     feedback : mapping of str to array_like
-        What obp calls bandit feedback. Of single actions: `action` (n,), `reward`, `pscore`, and
-        `position` if the lists have several places: there each is a row of its own, and the
-        position context; `pscore` must agree with `pi_b`, the law over all actions, if that is
-        there. Of slates, a row an item: `slate_id`, `position` from 0, `action`, `reward`, and
-        `pscore_cascade`, of all items down to the place, or `pscore`, of the whole slate; and
-        `pscore_item_position` for iips. Arrays of shape (slates, places) need neither
-        `slate_id` nor `position`. Other entries are not looked at.
+        The bandit feedback of obp. For single actions: `action` (n,), `reward`, `pscore`, and
+        `position` if the lists have several places: each place is then a separate row, with the
+        position as context. `pscore` must agree with `pi_b`, the law over all actions, if it
+        exists. For slates, with one row per item: `slate_id`, `position` from 0, `action`,
+        `reward`, and `pscore_cascade`, which covers all items down to the place, or `pscore`, which
+        covers the whole slate; and `pscore_item_position` for iips. Arrays of shape (slates,
+        places) need neither `slate_id` nor `position`. Other entries are ignored.
     evaluation : mapping of str to array_like, mapping or Policy, optional
-        By label, an evaluation policy. Of single actions its `action_dist`: (n, actions) or
-        (n, actions, places). Of slates a mapping of what obp calls
-        ``evaluation_policy_pscore_cascade`` and so on, of the same kinds as those of the log, with
-        or without that prefix. Or ``fr.Uniform()``.
+        Evaluation policies, by label. For single actions an `action_dist`: (n, actions) or (n,
+        actions, places). For slates a mapping of obp's ``evaluation_policy_pscore_cascade`` and so
+        on, of the same kinds as in the log, with or without that prefix. Or ``fr.Uniform()``.
 
     Returns
     -------
     TableLog
-        Which `evaluate_table` takes as it is. Its `arrays` are the marginals that iips wants, where
-        log and policy have them.
+        `evaluate_table` takes it directly. Its `arrays` are the marginals for iips, if log and
+        policy have them.
 
     Raises
     ------
     ColumnsError
-        A ValueError that names all that is missing at once.
+        A ValueError that names everything that is missing at once.
     ValueError
-        For arrays that do not fit each other.
+        If arrays do not fit each other.
 
     Notes
     -----
-    Where some slate shows an action twice (obp's factorizable policies), each place has items of
-    its own: ``position * n_unique_action + action``. With `pscore` alone rips and snrips are ips
-    and snips: of a whole slate's probability no place can be told.
+    If a slate shows an action twice (obp's factorizable policies), each place has its own items:
+    ``position * n_unique_action + action``. With only `pscore`, rips and snrips equal ips and
+    snips: the probability of a whole slate says nothing about single places.
 
     Examples
     --------
@@ -82,7 +81,7 @@ def from_obp(feedback: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
     if of_slates and not is_matrix and feedback.get("position") is None:
         missing.append("position")
     if missing:
-        raise ColumnsError([(f"feedback[{n!r}]", "is not there") for n in missing], [*feedback])
+        raise ColumnsError([(f"feedback[{n!r}]", "is missing") for n in missing], [*feedback])
     return _slates(feedback, evaluation) if of_slates else _actions(feedback, evaluation)
 
 
@@ -132,7 +131,7 @@ def _actions(feedback: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Tabl
 def _chosen(
     what: str, given: Any, action: IntArray, place: IntArray, n_actions: int | None
 ) -> FloatArray:
-    """A policy's probability of each row's action, from its law over all."""
+    """A policy's probability of each row's action, from its law over all actions."""
     law = as_real(what, given)
     law = law[:, :, None] if law.ndim == 2 else law
     fits = law.ndim == 3 and len(law) == len(action)
@@ -274,7 +273,7 @@ def _free(name: str, columns: Mapping[str, Any]) -> str:
 
 
 def _flat(name: str, values: Any, n: int) -> AnyArray:
-    """Numbers (n,); of (slates, places) one slate after the other."""
+    """Numbers (n,); an array of (slates, places) is flattened slate by slate."""
     array = np.asarray(values)
     if array.dtype.kind == "b":
         array = array.astype(np.float64)
@@ -297,7 +296,7 @@ def _integers(name: str, values: Any, n: int | None = None) -> IntArray:
 
 
 def _count(feedback: Mapping[str, Any], name: str, action: IntArray) -> int | None:
-    """How many actions there are, as the feedback may state."""
+    """The number of actions, if the feedback states it."""
     value = feedback.get(name)
     if value is None:
         return None
@@ -316,7 +315,7 @@ def _count(feedback: Mapping[str, Any], name: str, action: IntArray) -> int | No
 def _check_whole(
     of: str, law: Mapping[str, FloatArray], slate: IntArray, position: IntArray
 ) -> None:
-    """The product down to a slate's last place is the whole slate's probability."""
+    """Check that the product down to a slate's last place is the whole slate's probability."""
     if "pscore" not in law or "pscore_cascade" not in law or not len(slate):
         return
     order = np.lexsort((position, slate))
@@ -332,7 +331,7 @@ def _check_whole(
 
 
 def _check_rounds(feedback: Mapping[str, Any], rounds: int) -> None:
-    """An entry with another number of rows belongs to another log, or was cut."""
+    """Refuse a number of rounds that differs from the rows: of another log, or truncated."""
     stated = feedback.get("n_rounds")
     if stated is not None and stated != rounds:
         raise ValueError(f"feedback['n_rounds']: {shown(stated)}, and there are {rounds:,} rounds")

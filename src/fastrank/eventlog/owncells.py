@@ -1,4 +1,4 @@
-"""Cells of somebody's table as texts, numbers and times, and which of them are not."""
+"""Cells of a foreign table as texts, numbers and times, with the invalid ones marked."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _ZONE = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d)?)"
 _TIME = rf"^{_DAY}(?:[T ]{_CLOCK}{_ZONE}?)?$"
 _ZONED = rf"[T ]{_CLOCK}{_ZONE}$"
 _SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-# In seconds since 1970; what lies outside no calendar of Python's has.
+# In seconds since 1970: the range of Python's calendar.
 _FIRST = int(datetime(1, 1, 1, tzinfo=UTC).timestamp())
 _END = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) + 86_400
 
 
 def is_whole(numbers: FloatArray) -> Mask:
-    """Which are integers that float64 tells apart."""
+    """Which numbers are integers that float64 represents exactly."""
     inside = np.abs(numbers) < 2.0**53
     return np.asarray(inside & (np.floor(np.where(inside, numbers, 0.0)) == numbers))
 
 
 def as_texts(values: pa.Array) -> pa.Array:
-    """Ids as texts; whole numbers, which integers become where some are missing, as integers."""
+    """Ids as texts; floats that are whole, as integers with missing values become, as integers."""
     if pa.types.is_list(values.type):
         mask = values.is_null() if values.null_count else None
         texts = as_texts(values.flatten())
@@ -57,10 +57,9 @@ def as_texts(values: pa.Array) -> pa.Array:
 
 
 def as_numbers(texts: pa.Array) -> tuple[pa.Array, Mask]:
-    """Texts as float64, and which of them are no number, and null here.
+    """Texts as float64, and which of them are not numbers, and null here.
 
-    ``true`` and ``false``, in letters of either case, are 1 and 0, as other programs write a column
-    of truth values.
+    ``true`` and ``false``, in any case, are 1 and 0, as other programs write booleans.
     """
     plain = pc.utf8_trim_whitespace(texts)
     words = pc.utf8_lower(plain)
@@ -77,9 +76,9 @@ def as_times(values: pa.Array) -> tuple[pa.Array, Mask, int]:
     Returns
     -------
     times : pyarrow.Array of timestamp[us, tz=UTC]
-        Null for null, '', and what is no time, or lies outside of the years 1 to 9999.
+        Null for null, '', and values that are not times or outside of the years 1 to 9999.
     wrong : ndarray of bool
-        Which of the values are no time.
+        Which of the values are not times.
     unzoned : int
         How many times have no zone.
     """

@@ -1,4 +1,4 @@
-"""Which columns of somebody's table hold what; all that is wrong with them is said at once."""
+"""What the columns of a foreign table hold; all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ColumnsError(ValueError):
     Attributes
     ----------
     problems : tuple of (str, str)
-        An argument, and what is wrong with it.
+        Arguments, each with what is wrong with it.
     found : tuple of str
         The table's columns, if one was not found.
     """
@@ -38,13 +38,13 @@ class ColumnsError(ValueError):
 
     @property
     def columns_said(self) -> list[str]:
-        """A sentence on the table's columns, or none."""
+        """A sentence about the table's columns, or nothing."""
         return [f"the table's columns are {', '.join(self.found)}"] if self.found else []
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a table's columns hold, as `from_table` takes it."""
+    """What a table's columns hold, as given to `from_table`."""
 
     item: str | None = None
     propensity: str | None = None
@@ -64,7 +64,7 @@ class Columns:
 
     @property
     def named(self) -> list[tuple[str, Any]]:
-        """Arguments, each with the column that it names; not those that name none."""
+        """Arguments that name a column, each with that column."""
         found = [(name, getattr(self, name)) for name in _WANTED if name != "columns"]
         if isinstance(self.policies, Mapping):
             found += [
@@ -81,7 +81,7 @@ class Columns:
         ]
 
 
-# Of each argument that names a column: what it holds, in words, and by its type.
+# For each argument that names a column: what it holds, in words and as a type.
 _IDS = "integers or texts"
 _NUMBERS = "numbers"
 _TEXTS = "texts or integers"
@@ -101,21 +101,21 @@ _WANTED: Mapping[str, str] = {
     "logged_by": _TEXTS,
     "columns": _NUMBERS,
 }
-# What is said of an item, a list where the items are lists; the rest is said of a ranking.
+# Values per item, lists if items are lists; all others are per ranking.
 _OF_ITEMS = ("propensity", "log_propensity")
 _MAY_BE_EITHER = ("reward", "columns")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How a table says rankings.
+    """How a table represents rankings.
 
     Attributes
     ----------
     has_lists : bool
         Whether items are lists.
     is_grouped : bool
-        Whether a row is an item, of the ranking that its request is.
+        Whether a row is an item of the ranking that its request identifies.
     listed : frozenset of str
         Columns that are lists.
     """
@@ -126,18 +126,18 @@ class Shape:
 
 
 def expected(argument: str) -> str:
-    """In words, what the column that an argument names holds."""
+    """Describe what the column of an argument holds."""
     return _WANTED["propensity" if argument.startswith("policies[") else argument]
 
 
 def missing(named: Columns, require: Collection[str] = ()) -> list[tuple[str, str]]:
-    """What is wrong with a call, whatever the table is: arguments, and what to do about each.
+    """Errors in a call that do not depend on the table: arguments, and what to do about each.
 
     Parameters
     ----------
     named : Columns
     require : collection of str
-        Of ``reward`` and ``policies``, those that must be there besides items and propensities.
+        The ones of ``reward`` and ``policies`` that are required besides items and propensities.
     """
     problems: list[tuple[str, str]] = []
     if named.item is None:
@@ -162,7 +162,7 @@ def missing(named: Columns, require: Collection[str] = ()) -> list[tuple[str, st
 
 
 def checked(named: Columns, schema: pa.Schema, require: Collection[str] = ()) -> Shape:
-    """The shape of a table; a ColumnsError says all that is wrong with a call and its columns."""
+    """The shape of a table; ColumnsError with everything wrong in a call and its columns."""
     problems = missing(named, require)
     absent = False
     for argument, column in named.named:
@@ -217,7 +217,7 @@ def _kind(schema: pa.Schema, column: str) -> pa.DataType:
 def _of_type(
     argument: str, column: str, schema: pa.Schema, named: Columns
 ) -> list[tuple[str, str]]:
-    """What is wrong with the type of a column."""
+    """What is wrong with the type of a column, if anything."""
     name = "propensity" if argument.startswith("policies[") else argument
     kind, wanted = _kind(schema, column), expected(argument)
     has = f"column {column!r} is of type {schema.field(column).type}"
@@ -250,7 +250,7 @@ def _holds(kind: pa.DataType, wanted: str) -> bool:
     is_text, is_null = pa.types.is_string(kind), pa.types.is_null(kind)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if is_null:
-        return True  # of a CSV file, or of no value at all
+        return True  # read from a CSV file, or without any value
     if wanted in (_IDS, _TEXTS):
         return bool(is_text or is_number)
     if wanted == _TIMES:

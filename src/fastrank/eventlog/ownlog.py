@@ -1,8 +1,8 @@
-"""Anybody's log, a table with a row a ranking or a row an item, as tables in the log's schema.
+"""Any table with one row per ranking or per item, as tables in the log's schema.
 
-They go through `LogReader.of_tables`, which checks them like any other log, or through
-`LogWriter.append_table`, to be kept. What is wrong with a row is found here, where the row can
-still be named by the number that it has in the caller's own table.
+They are read by `LogReader.of_tables`, which checks them like any other log, or stored by
+`LogWriter.append_table`. Errors in a row are found here, because here the row can still be named by
+its number in the caller's table.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ __all__ = ["OwnLog", "TableLog", "from_table"]
 
 
 class OwnLog(ABC):
-    """A log of another making, as tables in this log's schema; iterate over it once or more.
+    """A foreign log, as tables in this log's schema; can be iterated over several times.
 
     Attributes
     ----------
     policies : dict of str to str
-        The evaluation policies that it knows propensities of, by label, and the column of its
-        tables that holds their conditional log-propensities.
+        The evaluation policies whose propensities it has, by label, with the column of its tables
+        that holds their conditional log-propensities.
     arrays : dict of str to dict of str to str
-        By label: columns of its tables for estimators that want more, by the array's name.
+        By label: columns of its tables for estimators that need more, by the array's name.
     columns : list of str
         Columns of its tables besides those of the schema.
     has_times : bool
-        If not, every row says 1970-01-01.
+        If False, every row states 1970-01-01.
     read_report : ReadReport
-        Rankings set aside, by reason, and where they stand; complete after the last table.
-        `LogReader.of_tables` takes it over into its own report.
+        Rankings set aside, by reason, and their places; complete after the last table.
+        `LogReader.of_tables` includes it in its own report.
     """
 
     policies: dict[str, str]
@@ -51,10 +51,10 @@ class OwnLog(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[pa.Table]:
-        """The tables; `read_report` is complete after the last."""
+        """Iterate over the tables; `read_report` is complete after the last one."""
 
     def reader(self, *, omit: Sequence[str] = ()) -> LogReader:
-        """A reader of the tables, with all of their columns."""
+        """Return a reader of the tables, with all of their columns."""
         return LogReader.of_tables(self, columns=self.columns, omit=omit)
 
 
@@ -77,46 +77,48 @@ def from_table(
     policies: Mapping[str, str | Policy] | None = None,
     columns: Sequence[str] = (),
 ) -> TableLog:
-    """Anybody's log as tables in this log's schema.
+    """Read any log as tables in this log's schema.
 
     A row of `data` is a ranking: `item` is a list, or one item. With `request`, and items that are
-    no lists, a row is an item, and the rows of a request, which may lie anywhere, are a ranking.
+    not lists, a row is an item, and the rows of a request, in any place, form a ranking.
 
     Parameters
     ----------
     data : DataFrame, Table, RecordBatch, Dataset, mapping of arrays, path or paths
-        What gives an Arrow stream (pandas from 2.2 on, polars, pyarrow), columns by name, or files,
-        directories and globs: Parquet, and CSV in UTF-8 with commas, also packed by gzip. Of files
-        that differ in how they say ids, all ids are texts.
+        Anything that gives an Arrow stream (pandas from 2.2 on, polars, pyarrow), a mapping of
+        columns, or files, directories and globs: Parquet, and CSV in UTF-8 with commas, also with
+        gzip compression. If files differ in the type of ids, all ids become strings.
     item : str
-        Column of what was shown: integers or texts, or lists of them, the top place first.
+        Column of what was shown: integers or strings, or lists of them, top place first.
     propensity, log_propensity : str
-        One of them: column of the probability with which the logging policy showed it, or of its
-        natural logarithm.
+        Column of the probability with which the logging policy showed it, or of its natural
+        logarithm; exactly one of the two.
     propensity_of : {"item", "prefix", "ranking"}
-        What that is the probability of, and those of `policies` likewise: of the item in its place,
-        given those above it; of all items down to its place; or of the whole ranking, which each of
-        its rows says, or one number beside lists.
+        What this probability, and those of `policies`, cover: the item in its place, given the
+        items above it; all items down to its place; or the whole ranking, repeated in each of its
+        rows, or one number beside lists.
     reward : str, optional
-        Null is not observed, which is not 0. One number beside lists is the whole ranking's, and
-        stands at its last place.
+        Column of rewards. Null is not observed, which differs from 0. One number beside lists is
+        the reward of the whole ranking, and is stored at its last place.
     request : str, optional
-        Id of the ranking. By default the row's number.
+        Column of the ranking's id. By default the row's number.
     position : str, optional
-        With a row an item: the item's place, from 0 or from 1. By default the order of the rows.
+        With one row per item: the item's place, from 0 or from 1. By default the order of the rows.
     user : str, optional
-        Whose rows depend on each other. By default each ranking is a user of its own.
+        Column of the user; rows of one user depend on each other. By default each ranking is a
+        separate user.
     time, displayed, row_weight, n_eligible, logged_by : str, optional
-        When it was served: timestamps, dates or ISO 8601 texts, without a zone UTC; how many places
-        were really shown; how many rankings it stands for, above 0; how many items could be shown,
-        or one integer for all rows; the name of the policy that logged it. With a row an item they
-        are the same in all rows of a request, but for times, of which the first counts.
+        When it was served: timestamps, dates or ISO 8601 strings, in UTC without a zone; how many
+        places were really shown; how many rankings the row stands for, above 0; how many items
+        could be shown, or one integer for all rows; the name of the policy that logged it. With one
+        row per item they must be equal in all rows of a request, except times, of which the first
+        counts.
     policies : mapping of str to str or Policy, optional
         By label: the column of the propensity under an evaluation policy, on the scale of the
-        logging policy's; null is unknown, 0 (or -inf) is never. Or ``fr.Uniform()``: each of the
-        `n_eligible` items that are not above it alike.
+        logging policy's; null is unknown, 0 (or -inf) is never. Or ``fr.Uniform()``: all of the
+        `n_eligible` items that are not above it are equally likely.
     columns : sequence of str
-        Further columns to carry, of a number an item, or a number a ranking.
+        Further columns to carry, with one number per item or per ranking.
 
     Returns
     -------
@@ -125,23 +127,23 @@ def from_table(
     Raises
     ------
     ColumnsError
-        A ValueError that names all that is missing at once, and the columns that there are.
+        A ValueError that names everything that is missing at once, and the columns found.
     ValueError
-        If a file cannot be read, or the columns of two files do not match; the message names them.
+        If a file cannot be read, or two files have columns that do not fit; the message names them.
 
-        While iterating, and after all is read, a ColumnsError names the columns of which not one
-        value is what it is said to be: logarithms where probabilities are expected, for one.
+        While iterating, after everything is read, a ColumnsError names the columns without a single
+        valid value, such as logarithms where probabilities are expected.
 
     Notes
     -----
-    A ranking with a row that is wrong is set aside, counted under its reason, and named by the row,
-    from 0, without a CSV file's header. Nothing is clipped into shape: probabilities of 0 or above
-    1 of what was shown, positions that repeat or leave a gap, an item twice, users that differ
-    within a request, a time or a number of a CSV file that is none.
+    A ranking with a wrong row is set aside, counted by reason, and named by the row, from 0,
+    without a CSV file's header. Nothing is clipped into shape: probabilities of 0 or above 1 for
+    what was shown, repeated positions or gaps, repeated items, different users within a request,
+    invalid times or numbers in a CSV file.
 
-    Files and datasets with a row a ranking are streamed, and read again by each iteration. Grouping
-    wants all of the named columns in memory: some 200 bytes a row of ten columns. Time is that of
-    sorting the rows.
+    Files and datasets with one row per ranking are streamed, and read again by each iteration.
+    Grouping needs all of the named columns in memory: about 200 bytes per row of ten columns. The
+    time is that of sorting the rows.
 
     Examples
     --------
@@ -174,20 +176,20 @@ def from_table(
 
 
 class TableLog(OwnLog):
-    """What `from_table` makes of a table.
+    """A table read by `from_table`.
 
     Parameters
     ----------
     data
-        As of `from_table`.
+        As in `from_table`.
     named : Columns
     require : collection of str
-        Arguments that must be given besides `item` and a propensity.
+        Arguments that are required besides `item` and a propensity.
 
     Attributes
     ----------
     carried : dict of str to str
-        Of `columns` of `from_table`: the column of its tables that each became.
+        For `columns` of `from_table`: the column of its tables that each became.
 
     Examples
     --------
@@ -204,7 +206,7 @@ class TableLog(OwnLog):
         taken: set[str] = set()
         self.carried = {name: _free(name, taken) for name in dict.fromkeys(named.columns)}
         self.policies = {}
-        outputs: dict[str | None, str] = {}  # of columns of propensities; None: uniform
+        outputs: dict[str | None, str] = {}  # by column of propensities; None: uniform
         for label, each in named.policies.items():
             column = each if isinstance(each, str) else None
             if column not in outputs:
@@ -233,7 +235,7 @@ class TableLog(OwnLog):
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """A name for a column of the tables that is not one of the schema, nor of another column."""
+    """A column name for the tables that neither the schema nor another column uses."""
     while name in taken or is_column(name):
         name = f"own {name}"
     taken.add(name)

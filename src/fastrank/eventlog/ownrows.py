@@ -1,6 +1,6 @@
-"""Rows of somebody's table as rankings: flat arrays, checked, and put into the log's schema.
+"""Rows of a foreign table as rankings: flat arrays, checked, and put into the log's schema.
 
-A ranking that is wrong anywhere is set aside, once, under the first reason found.
+A ranking with any error is set aside, once, under the first reason found.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from fastrank.inputs import shown
 __all__ = ["Reading"]
 
 _TABLE_ROWS = 65_536
-_NAMED = 5  # places of each reason that are kept
-_LOGGED_BY = "logging"  # where the table does not say
-_TIMES = "\0times"  # a column of what the column of times says
+_NAMED = 5  # most places kept for each reason
+_LOGGED_BY = "logging"  # if the table does not say
+_TIMES = "\0times"  # a column with the parsed times
 _EPOCH = pa.scalar(0, TIME)
-# Above 1, or a logarithm above 0, by no more than this is rounding.
+# Values above 1, or logarithms above 0, by no more than this are rounding.
 _TOLERANCE = 1e-9
 _TOLERANCE_OF_FLOAT32 = 1e-6
-# What must be certain may be written with so few digits.
+# A value that must be certain may be written with few digits.
 _CERTAIN = 1e-3
 
 
 @dataclass(slots=True)
 class _Flat:
-    """n rankings, and the m items that they show in a row.
+    """n rankings, and the m items that they show, one after another.
 
     Attributes
     ----------
     lengths : ndarray of int64, shape (n,)
     rows : ndarray of int64, shape (m,)
-        Rows of the table that the items stand in.
+        Rows of the table that the items come from.
     first_rows : ndarray of int64, shape (n,)
         Of each ranking.
     of_items : dict of str to pyarrow.Array

@@ -1,4 +1,4 @@
-"""Which files a log is, and whether one that is still to be written would be read along with it.
+"""Which files belong to a log, and whether a file yet to be written would be read with it.
 
 `fastrank.files` says what is read of a directory and of what a glob matches; the filters are not.
 """
@@ -17,13 +17,13 @@ from fastrank.files import Paths, files_at, folders_below, is_data, listed_paths
 
 __all__ = ["JOIN_FILE", "LogFile", "log_files", "path_that_reads"]
 
-JOIN_FILE = "join.json"  # beside a log that `join` wrote: what it did
+JOIN_FILE = "join.json"  # the account of a join, beside the log that it wrote
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """A file of a log, and what the names of its directories say of all its rows.
+    """A file of a log, with the values that the names of its directories give all its rows.
 
     Tools that split a table by a column make directories ``name=value``, in which values are
     percent-encoded, and often leave the column out of the files.
@@ -32,7 +32,7 @@ class LogFile:
     ----------
     path : Path
     top : Path
-        The part of it that was given, before any wildcard.
+        The given part of the path, before any wildcard.
 
     Examples
     --------
@@ -48,7 +48,7 @@ class LogFile:
 
     @property
     def said(self) -> dict[str, str | None]:
-        """Columns and their values, by the directories below `top`; None for null."""
+        """Columns and values from the directories below `top`; None for null."""
         return _said(self.path.relative_to(self.top).parts[:-1])
 
     @property
@@ -117,7 +117,7 @@ def _top(text: str) -> Path:
 
 
 def _as_sealed(path: str) -> str:
-    """What a growing segment became that is not there any more."""
+    """The present path of a growing segment that is no longer there."""
     if not path.endswith(".arrow") or os.path.exists(path):
         return path
     sealed = f"{path.removesuffix('.arrow')}.parquet"
@@ -125,23 +125,23 @@ def _as_sealed(path: str) -> str:
 
 
 def path_that_reads(paths: Paths, directory: Path, name: str) -> str | None:
-    """The first of a log's paths under which a file in a directory would be read, too.
+    """Find the first of a log's paths under which a file in a directory would be read too.
 
     Parameters
     ----------
     paths : iterable of paths
-        Files, directories and globs, as `LogReader` takes them.
+        Files, directories and globs, as in `LogReader`.
     directory : Path
-        Need not exist yet. Links are followed, as they are in reading.
+        May not exist yet. Links are followed, as in reading.
     name : str
-        Of the file that is to be written there.
+        Name of the file that will be written there.
     """
     file = directory.resolve() / name
     for text in listed_paths(paths):
         path = Path(text)
         if path.is_dir():
             found = _is_below(file, path)
-        elif path.exists():  # a file, whatever it is called
+        elif path.exists():  # a file, under any name
             found = False
         else:
             found = glob.has_magic(text) and _is_matched(file, path)
@@ -151,7 +151,7 @@ def path_that_reads(paths: Paths, directory: Path, name: str) -> str | None:
 
 
 def _is_below(file: Path, directory: Path) -> bool:
-    """Whether a walk through a directory, and what is linked in it, meets a file."""
+    """Whether walking through a directory, following links, reaches a file."""
     top = directory.resolve()
     if file.is_relative_to(top) and _is_met(file.relative_to(top).parts):
         return True
@@ -162,7 +162,7 @@ def _is_below(file: Path, directory: Path) -> bool:
 
 
 def _nearest(file: Path) -> Path:
-    """The directory above a file that is there already."""
+    """The directory that contains an existing file."""
     return next(folder for folder in file.parents if folder.exists())
 
 
@@ -194,7 +194,7 @@ def _is_matched(file: Path, pattern: Path) -> bool:
 
 
 def _fits(pattern: tuple[str, ...], new: tuple[str, ...], matched: tuple[str, ...]) -> bool:
-    """Whether a glob matches the path of a file, or a directory on its way."""
+    """Whether a glob matches the path of a file, or a directory on the way to it."""
     if not pattern:
         return FOLDER not in matched[-2:] and _is_met(new)
     if pattern[0] == "**" and _fits(pattern[1:], new, matched):

@@ -1,8 +1,8 @@
 """LogReader: streams a log as arrays of its valid rows, and names the others.
 
-No value is clipped to make it valid. A row that contradicts itself is set aside, counted under its
-reason, and its place is kept; a file that is not a log is named; gaps in a writer's sequence are
-counted as lost rows.
+No value is clipped to make it valid. A row that contradicts itself is set aside, counted by reason,
+and its place is kept; a file that is not a log is named; gaps in a writer's sequence are counted as
+lost rows.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from fastrank.rules import Rules
 
 __all__ = ["JOIN_KEY", "LogReader", "UnreadLogError"]
 
-# Metadata of each file of a log that `join` wrote: which join.
+# Metadata of each file of a log that `join` wrote: the id of that join.
 JOIN_KEY = b"fastrank.join"
 
-# What checking a row needs; the other columns of the schema may be omitted.
+# Columns needed to check a row; the other columns of the schema may be omitted.
 _OMITTABLE = (
     *("scores", "query", "log_norm", "latency_us", "candidate_set_id", "n_candidates"),
     *("retrieval", "n_probes", "tail_log_weight", "is_candidate"),
@@ -57,7 +57,7 @@ _OMITTABLE = (
 )
 
 
-# Columns that few logs fill.
+# Columns that are null in most logs.
 _SELDOM = frozenset((*UNREAD, "n_probes", "tail_log_weight"))
 
 
@@ -67,40 +67,39 @@ class LogReader:
     Parameters
     ----------
     paths : path or iterable of paths
-        Files (Parquet, or Arrow streams of running or killed writers), directories (with what is
-        below them, links followed) and globs. Where a segment is there both growing and sealed, the
-        sealed one is read. Of directories what is Parquet or Arrow by its name; the log
-        ``fastrank.files`` warns of what else looks like data. What directories ``name=value`` say
-        fills columns that the files lack.
+        Files (Parquet, or Arrow streams of running or killed writers), directories (recursively,
+        following links) and globs. If a segment exists both growing and sealed, the sealed one is
+        read. In directories, files named as Parquet or Arrow are read; the logger
+        ``fastrank.files`` warns of other files that look like data. Directories ``name=value`` fill
+        columns that the files lack.
     columns : sequence of str
-        Further columns to read, of numbers or of lists of numbers with one for each place: the
-        log-propensities of an evaluation policy, say, or a column that `LogWriter.append` leaves
-        null.
+        Further columns to read, of numbers or of lists with one number per place: for example the
+        log-propensities of an evaluation policy, or a column that `LogWriter.append` leaves null.
     omit : sequence of str
         Columns of the schema that need not be read: scores, query, log_norm, latency_us,
         candidate_set_id, n_candidates, retrieval, n_probes, tail_log_weight, is_candidate,
-        reward_kind, reward_ts, item_kind, sampler, made_by, and the columns that few rankings
-        fill or none, `score`, `features_version` and `after` among them.
+        reward_kind, reward_ts, item_kind, sampler, made_by, and the columns that are mostly null,
+        such as `score`, `features_version` and `after`.
     batch_rows : int
-        Rows in a batch at most.
+        Most rows in a batch.
 
     Attributes
     ----------
     report : ReadReport
         Complete after the last batch.
     strata : list of Stratum
-        Grows while reading; `LogBatch.stratum` points into it.
+        Grows while reading; `LogBatch.stratum` indexes it.
 
     Raises
     ------
     ValueError
-        If there is no file under a path; while iterating, if no file can be read, or one lacks a
-        column that was asked for.
+        If there is no file under a path; while iterating, if no file can be read, or a file lacks a
+        requested column.
 
     Notes
     -----
-    Memory is that of a batch, plus 24 bytes a request to find duplicates: 16 of its id, 8 of what
-    it says. Each iteration starts anew.
+    Memory is that of a batch, plus 24 bytes per request to find duplicates: 16 for its id, 8 for
+    its content. Each iteration starts again.
 
     Examples
     --------
@@ -142,13 +141,13 @@ class LogReader:
         omit: Sequence[str] = (),
         batch_rows: int = 65_536,
     ) -> LogReader:
-        """Read tables in the log's schema, as `from_obd` makes them; all else as for files.
+        """Read tables in the log's schema, such as those of `from_obd`; otherwise as for files.
 
-        Tables of an iterator, which gives them once, are kept from the first reading on, and take
-        their memory; of a list they are there anyway, and what makes them anew each time, as
-        `DataCapture` does, costs nothing. Where `tables` has a `read_report`, as `DataCapture` has,
-        what it set aside is part of this reader's report; where it has `rules`, by their ids, rows
-        may name those.
+        Tables of an iterator, which returns them only once, are kept from the first reading on, and
+        take their memory. Tables of a list exist anyway, and objects that create them each time,
+        like `DataCapture`, cost nothing. If `tables` has a `read_report`, as `DataCapture` has, the
+        rows that it set aside are part of this reader's report; if it has `rules`, by id, rows may
+        name those.
         """
         reader = cls.__new__(cls)
         reader._files = []
@@ -188,14 +187,14 @@ class LogReader:
         self._checks = Checks(self.report, self._filters, self._columns, keep_all)
         self.strata = self._checks.strata.found
         self._joins: set[bytes] = set()
-        self._begun: Path | None = None  # the file that is being read
-        self._is_joined = False  # whether it is one of `join`, which leaves rows out on purpose
-        self._said: dict[str, pa.Scalar] = {}  # of all its rows, by its path
+        self._begun: Path | None = None  # the file being read
+        self._is_joined = False  # by `join`, which leaves rows out on purpose
+        self._said: dict[str, pa.Scalar] = {}  # values for all its rows, from its path
         self._bytes = sum(_size(file.path) for file in self._files)
         self._bytes_done = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """What it reads: a reader that was pickled is one that has not read yet."""
+        """Pickle what it reads: the copy has not read anything yet."""
         settings = self._columns, self._omit, self._batch_rows, self._rules
         return {"files": self._files, "tables": self._tables, "settings": settings}
 
@@ -205,7 +204,7 @@ class LogReader:
 
     @property
     def files(self) -> list[Path]:
-        """The files to be read, in this order."""
+        """The files to read, in this order."""
         return [file.path for file in self._files]
 
     @property
@@ -214,23 +213,23 @@ class LogReader:
         return min(1.0, self._bytes_done / self._bytes) if self._bytes else 0.0
 
     def parts(self, n: int) -> list[LogReader]:
-        """Readers of this log's files, some each, for `ope.partial` in processes of their own.
+        """Return readers of some of this log's files each, for `ope.partial` in separate processes.
 
         Parameters
         ----------
         n : int
-            Of them, at most; no more than files.
+            Most readers; there are never more than files.
 
         Returns
         -------
         list of LogReader
-            Of about equally many bytes each, files in their order; as this one in all else. Like
-            any reader they can be pickled, and are then as if they had not been read.
+            Each has about the same number of bytes, with files in order, and is otherwise like this
+            reader. Readers can be pickled; the copy has not read anything yet.
 
         Raises
         ------
         ValueError
-            If `n` is below 1; of a log of tables, which have no files.
+            If `n` is below 1; for a log of tables, which have no files.
 
         Examples
         --------
@@ -246,15 +245,17 @@ class LogReader:
         """
         n = as_count("n", n)
         if self._tables is not None:
-            raise ValueError("parts: the log is of tables, not of files: make readers of some each")
+            raise ValueError(
+                "parts: the log consists of tables, not files: make a reader for each part"
+            )
         sizes = np.array([_size(file.path) for file in self._files], np.float64) + 1.0
-        # By the middle of each file's bytes: a file is of the part that has most of it.
+        # By the middle of each file's bytes: a file belongs to the part that has most of it.
         at = ((np.cumsum(sizes) - sizes / 2) * (n / sizes.sum())).astype(np.int64)
         return [self._of(np.flatnonzero(at == j).tolist()) for j in np.unique(at).tolist()]
 
     @classmethod
     def of_parts(cls, parts: Sequence[LogReader]) -> LogReader:
-        """One reader of the files of several, one at least, which `parts` has made of a log."""
+        """Make one reader from several (at least one) that `parts` made of a log."""
         found = parts[0]._of([])
         found._files = [file for part in parts for file in part._files]
         found._reset(found._keep_all)
@@ -269,19 +270,19 @@ class LogReader:
         return found
 
     def survey(self) -> tuple[int, int]:
-        """Rows, and places of the longest ranking at most, of what can be read; a quick look.
+        """Estimate quickly how many rows can be read, and at most how many places a ranking has.
 
-        Nothing is checked; files that cannot be read count for nothing, and damaged ones for what
-        stands before the damage. Of item lists, no more are read than it takes to meet one as long
-        as `k` and `n_eligible` allow; where they are not said, all.
+        Nothing is checked; unreadable files are ignored, and damaged ones count up to the damage.
+        Item lists are read only until one is as long as `k` and `n_eligible` allow; if these are
+        not stated, all are read.
         """
         found = _Survey()
         if self._tables is not None:
             for table in self._tables:
-                with suppress(Exception):  # it is read, and then set aside by name
+                with suppress(Exception):  # reading will set the file aside by name
                     found.add([table], table.num_rows)
         for file in self._files:
-            with suppress(Exception):  # a parser of a stranger's file may raise anything
+            with suppress(Exception):  # a parser may raise anything for a foreign file
                 _survey(file.path, found)
         return found.rows, found.places
 
@@ -296,33 +297,33 @@ class LogReader:
         )
 
     def to_table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All valid rows as one table.
+        """Return all valid rows as one table.
 
-        The log is read for it, and the report is complete afterwards.
+        Reads the log; the report is complete afterwards.
 
         Parameters
         ----------
         columns : sequence of str, optional
-            In this order. By default all that this reader reads: those of the schema but for
-            ``omit``, and its own ``columns``. Rows are checked by all of them anyway.
+            The columns, in this order. By default all that this reader reads: those of the schema
+            except ``omit``, and its own ``columns``. Rows are checked by all of them in any case.
 
         Returns
         -------
         pyarrow.Table
-            In the types of `eventlog.schema`, with its metadata, so that `of_tables` reads it; a
-            reader's own columns in theirs. Rankings whose filters or rules are files of the log
-            name them, and these are not in the table.
+            In the types of `eventlog.schema`, with its metadata, so that `of_tables` can read it;
+            the reader's own columns keep their types. Rankings whose filters or rules are files of
+            the log name these files, which are not in the table.
 
         Raises
         ------
         ValueError
-            For a column that is not read, naming those that are; as iterating does.
+            If a column is not read; the message names those that are. Otherwise as for iterating.
 
         Notes
         -----
-        Memory is that of the table: of large logs, name the columns that are wanted. Its
-        ``to_pandas()`` is a DataFrame, of which ``explode(["item_ids", "log_propensities"])`` makes
-        a row a place.
+        The table is held in memory: for large logs, name only the columns that you need. Its
+        ``to_pandas()`` is a DataFrame; ``explode(["item_ids", "log_propensities"])`` gives one row
+        per place.
 
         Examples
         --------
@@ -395,7 +396,7 @@ class LogReader:
         self.report.files_set_aside |= given.files_set_aside
         self.report.files_read += given.files_read
 
-    # Where batches come from: name, folder of the filters, row of the first, the batch.
+    # Sources of batches: name, folder of the filters, row of the first, the batch.
 
     def _of_given(self) -> Iterator[tuple[str, Path | None, int, pa.RecordBatch]]:
         rows = 0
@@ -427,7 +428,7 @@ class LogReader:
                     yield source, folder, start, self._selected(batch)
                     start += batch.num_rows
             except _UnreadableError as error:
-                is_log = self._begun == path  # by its columns
+                is_log = self._begun == path  # judged by its columns
                 if is_log and error.is_torn:
                     self.report.files_cut[source] = f"after {start} rows: {error}"
                 else:
@@ -441,7 +442,7 @@ class LogReader:
     def _batches(
         self, listed: LogFile, opened: BinaryIO | OSError
     ) -> Iterator[tuple[float, pa.RecordBatch]]:
-        """Batches of one file in the schema's types, each with the share of it read by then."""
+        """Batches of one file in the schema's types, each with the share read so far."""
         try:
             if isinstance(opened, OSError):
                 raise opened
@@ -449,7 +450,7 @@ class LogReader:
                 head = file.read(6)
                 file.seek(0)
                 if not head and listed.path.suffix == ".arrow":
-                    return  # a writer has made it, and has no row in it yet
+                    return  # a writer has created it, and has not written a row yet
                 if not head:
                     raise _UnreadableError("the file is empty")
                 if head[:4] == b"PAR1":
@@ -468,7 +469,7 @@ class LogReader:
             raise
         except TornStreamError as error:
             raise _UnreadableError(_one_line(error), is_torn=True) from None
-        except Exception as error:  # what parses a stranger's file raises what it likes
+        except Exception as error:  # a parser may raise anything for a foreign file
             raise _UnreadableError(_one_line(error)) from None
 
     def _of_parquet(self, listed: LogFile) -> Iterator[tuple[float, pa.RecordBatch]]:
@@ -476,8 +477,8 @@ class LogReader:
         metadata = pq.read_metadata(path)
         columns = metadata.schema.to_arrow_schema()
         self._accept(listed, columns)
-        # Buffering ahead would hold the whole file; threads of pyarrow's cost more than they bring
-        # where the batches are used on the same cores.
+        # Buffering ahead would hold the whole file; pyarrow's threads cost more than they save when
+        # the batches are used on the same cores.
         coded_here = [name for name in CODED if name in columns.names]
         with pq.ParquetFile(
             path, metadata=metadata, read_dictionary=coded_here, pre_buffer=False
@@ -492,14 +493,14 @@ class LogReader:
                 yield read / rows, batch
 
     def _accept(self, listed: LogFile, columns: pa.Schema) -> None:
-        """Begin a file; a ValueError if its columns are not those of this log."""
+        """Start a file; ValueError if its columns are not those of this log."""
         path = listed.path
         said = listed.said_above | listed.said
         kind = kind_of(columns, said)
         if self._keep_all:
             refuse_foreign(columns, kind)
         its_own = foreign(columns, kind)
-        for name in ("policy_params", *self._names):  # once for the file, not in the middle of it
+        for name in ("policy_params", *self._names):  # once per file, not in the middle of it
             if name not in columns.names or name in its_own:
                 continue
             wanted, got = _type_of(name, kind), columns.field(name).type
@@ -529,9 +530,9 @@ class LogReader:
     def _values_said(
         self, listed: LogFile, columns: pa.Schema, kind: IdKind
     ) -> dict[str, pa.Scalar]:
-        """What a file's path says of columns that it lacks, or has no value of.
+        """Values from a file's path for columns that it lacks, or has no value in.
 
-        A ValueError where it says something else than the file.
+        ValueError if the path contradicts the file.
         """
         found = {}
         said = listed.said_above | listed.said
@@ -572,9 +573,9 @@ class LogReader:
                 )
 
     def _in_schema(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """A batch in schema 2's columns and types, its repetitive texts as dictionaries.
+        """A batch in schema 2's columns and types, with repetitive strings as dictionaries.
 
-        Columns that are absent are null.
+        Absent columns are null.
         """
         kind = self.kind or "int64"
         columns = {}
@@ -627,11 +628,11 @@ class LogReader:
 
 
 class UnreadLogError(ValueError):
-    """No file of a log can be read; its report is complete, and says why."""
+    """No file of a log can be read; the complete report says why."""
 
 
 class _AskedForError(ValueError):
-    """A file lacks what the caller asked for: not a flaw of the log."""
+    """A file lacks what the caller requested: not an error of the log."""
 
 
 class _UnreadableError(Exception):
@@ -639,11 +640,11 @@ class _UnreadableError(Exception):
 
     def __init__(self, why: str, is_torn: bool = False) -> None:
         super().__init__(why)
-        self.is_torn = is_torn  # a killed writer's, of which nothing whole is missing
+        self.is_torn = is_torn  # left by a killed writer; no complete message is missing
 
 
 def _without_values(metadata: pq.FileMetaData) -> set[str]:
-    """Columns that nobody has filled, as far as the file's statistics tell; need not be read."""
+    """Columns without any value, by the file's statistics; they need not be read."""
     values: dict[str, bool] = {}
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)
@@ -653,7 +654,7 @@ def _without_values(metadata: pq.FileMetaData) -> set[str]:
         parts = [metadata.row_group(g).column(at) for g in range(metadata.num_row_groups)]
         found = [part.statistics for part in parts]
         values[name] = values.get(name, False) or not (
-            column.max_repetition_level == 0  # an empty list has no values, either
+            column.max_repetition_level == 0  # an empty list has no values either
             and all(
                 one is not None and one.has_null_count and one.null_count == part.num_values
                 for one, part in zip(found, parts, strict=True)
@@ -674,7 +675,7 @@ class _Kept:
     def __iter__(self) -> Iterator[pa.Table | pa.RecordBatch]:
         for number in itertools.count():
             while number == len(self._kept):
-                if self._error is not None:  # after one, a generator would only say that it ends
+                if self._error is not None:  # after an error, a generator would only end
                     raise self._error
                 try:
                     self._kept.append(next(self._tables))
@@ -686,7 +687,7 @@ class _Kept:
 
 
 class _Survey:
-    """Rows, and places of the longest ranking that its row does not contradict."""
+    """Number of rows, and length of the longest ranking that its row does not contradict."""
 
     def __init__(self) -> None:
         self.rows = self.places = 0
@@ -697,7 +698,7 @@ class _Survey:
         rows: int | None = None,
         most: float = math.inf,
     ) -> None:
-        """Parts of a table, of which `rows` is known, and `most` that any of its lists can have."""
+        """Add parts of a table with `rows` rows, whose lists have at most `most` entries."""
         if rows is not None:
             self.rows += rows
         for part in parts:
@@ -723,10 +724,10 @@ def _survey(path: Path, found: _Survey) -> None:
                     return
                 known = [name for name in _LIMITS if name in names]
                 most = math.inf
-                if known:  # they are few bytes, and lists are most of them
+                if known:  # these columns are few bytes; lists are most of them
                     with suppress(Exception):
                         most = max(map(_most, parquet.iter_batches(columns=known)), default=0)
-                groups = range(parquet.num_row_groups)  # each by itself: one may be damaged
+                groups = range(parquet.num_row_groups)  # one by one, since one may be damaged
                 parts = (parquet.read_row_group(g, [*known, "item_ids"]) for g in groups)
                 found.add(parts, rows, most)
         elif head == b"ARROW1":
@@ -738,7 +739,7 @@ def _survey(path: Path, found: _Survey) -> None:
 
 
 def _limits(part: pa.Table | pa.RecordBatch) -> list[pa.Array]:
-    """Places that each row allows, by each of its columns that says so; null: it does not."""
+    """Places that each row allows, by each column that states it; null if it does not."""
     found = []
     for name in _LIMITS:
         if name in part.schema.names:
@@ -748,7 +749,7 @@ def _limits(part: pa.Table | pa.RecordBatch) -> list[pa.Array]:
 
 
 def _most(part: pa.RecordBatch) -> float:
-    """Places that a ranking can have; infinite where a row does not say."""
+    """Places that a ranking can have; infinite if a row does not say."""
     least = pc.min_element_wise(*_limits(part))
     return math.inf if least.null_count else pc.max(least).as_py() or 0
 
@@ -756,7 +757,7 @@ def _most(part: pa.RecordBatch) -> float:
 def _gathered(
     batches: Iterator[pa.RecordBatch], columns: pa.Schema, batch_rows: int
 ) -> Iterator[tuple[float, pa.RecordBatch]]:
-    """Small batches put together; a stream that breaks off gives what came before first."""
+    """Combine small batches; if a stream breaks off, the rows before that come first."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     broken: pa.ArrowInvalid | None = None
@@ -780,7 +781,7 @@ def _gathered(
 
 
 def _opened(path: Path) -> tuple[Path, BinaryIO | OSError]:
-    """A file, or what a segment became that was sealed since it was listed; or why neither."""
+    """Open a file, or its sealed form if it was sealed since; or return the error."""
     try:
         return path, path.open("rb")
     except FileNotFoundError as error:
@@ -794,7 +795,7 @@ def _opened(path: Path) -> tuple[Path, BinaryIO | OSError]:
 
 
 def _type_of(name: str, kind: IdKind) -> pa.DataType:
-    """Of a column of the schema; one that version 2 has not is of version 1."""
+    """Type of a column of the schema; columns that version 2 lacks are of version 1."""
     return schema(kind, 1 if name == "policy_params" else SCHEMA_VERSION).field(name).type
 
 
@@ -808,7 +809,7 @@ def _number_said(source: str, name: str, text: str | None) -> pa.Scalar:
 
 
 def _check_said(path: Path, name: str, text: str | None, value: pa.Scalar) -> None:
-    """A ValueError if some row of a file says something else than its path."""
+    """Raise ValueError if some row of a file contradicts its path."""
     with path.open("rb") as file, suppress(TornStreamError):
         head = file.read(6)
         file.seek(0)

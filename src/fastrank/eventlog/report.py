@@ -1,4 +1,4 @@
-"""What reading a log found: which rows and files were set aside, where, and what is missing."""
+"""The report of reading a log: rows and files set aside, where they are, and what is missing."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from fastrank.eventlog.account import dropped_of
 
 __all__ = ["DUPLICATE", "Flaws", "ReadReport", "SequenceGaps"]
 
-DUPLICATE = "duplicate request id"  # of a row that says something else than the first of that id
-_PLACES = 5  # of each reason, so many are named
+DUPLICATE = "duplicate request id"  # of a row that differs from the first one of that id
+_PLACES = 5  # most places named for each reason
 
 
 @dataclass(slots=True, repr=False)
 class ReadReport:
-    """What reading a log found; complete after the last batch.
+    """The report of reading a log; complete after the last batch.
 
     Attributes
     ----------
     rows_read : int
-        Rows of readable files, those set aside and equal duplicates included.
+        Rows of readable files, including those set aside and equal duplicates.
     set_aside : dict of str to int
         Rows set aside, by reason; a row counts once, under the first reason found.
     places : dict of str to list of (str, int, str)
-        The first few of each reason: file, row of the file from 0, what exactly is wrong.
+        The first few places of each reason: file, row of the file from 0, what exactly is wrong.
     files_read : list of str
     files_set_aside : dict of str to str
-        Files that are no log, not of this one's kind, or damaged, with the reason. Rows of a
-        damaged file that stand before the damage were read. A damaged join.json is one, too.
+        Files that are not a log, have the other type of ids, or are damaged, with the reason. Rows
+        of a damaged file before the damage were read. A damaged join.json is included.
     files_cut : dict of str to str
-        Growing files that break off at their end, as those of a killed writer do; what stands
-        before was read. Sealed files never do: one that breaks off is damaged.
+        Growing files that break off at their end, like those of a killed writer; the rows before
+        were read. Sealed files never break off: one that does is damaged.
     rows_lost : dict of str to int
-        By writer id: numbers missing in its sequence.
+        Numbers missing in a writer's sequence, by writer id.
     joins : list of dict
-        Of a log that `join` wrote: what it did, and the report of what it read; only `id` where
+        For a log that `join` wrote: what the join did, and the report of what it read; only `id` if
         join.json is lost or damaged.
     equal_duplicates : int
-        Rows that say once more what a row of the same request id said, as logs that are delivered
-        at least once have them. They are left out and change nothing; nothing is wrong with them.
+        Rows that repeat a row with the same request id and the same content, as in logs with
+        at-least-once delivery. They are left out and change nothing; this is not an error.
     client_ids_repeated, client_ids_contradicted : int
-        Rows that came under a request id once more which a client had chosen, and those of them
-        that say something else than the first.
+        Rows that repeat a request id that a client chose, and those of them that differ from the
+        first.
     items_read, items_set_aside : int
-        Of a table with a row an item: its rows, and those of rankings that were set aside there. A
-        request id that stands for nobody makes one ranking of many rows.
+        For a table with one row per item: its rows, and the rows of rankings that were set aside
+        there. A request id that stands for no request makes one ranking of many rows.
     times_without_zone : int
-        Times of a table of another making that are UTC for want of a zone.
+        Times of a foreign table that were read as UTC because they name no zone.
     sequences : dict of str to SequenceGaps
-        By writer id, which numbers of its sequence came; `rows_lost` is what they lack.
+        By writer id, the numbers of its sequence that came; `rows_lost` counts the missing ones.
     """
 
     rows_read: int = 0
@@ -81,17 +81,17 @@ class ReadReport:
 
     @property
     def rows_set_aside(self) -> int:
-        """Over all reasons."""
+        """Rows set aside, over all reasons."""
         return sum(self.set_aside.values())
 
     @property
     def duplicates(self) -> int:
-        """Rows whose request id came before, equal or not; the first one counts."""
+        """Rows whose request id occurred before, equal or not; the first row counts."""
         return self.equal_duplicates + self.set_aside.get(DUPLICATE, 0)
 
     @property
     def repeats_by_clients(self) -> tuple[int, int]:
-        """`client_ids_repeated` and `client_ids_contradicted`, with what joins left out."""
+        """`client_ids_repeated` and `client_ids_contradicted`, with rows that joins left out."""
         repeated, contradicted = self.client_ids_repeated, self.client_ids_contradicted
         for join in self.joins:
             source = join.get("source", {})
@@ -101,14 +101,14 @@ class ReadReport:
 
     @property
     def malformed_share(self) -> float:
-        """Share of rows set aside, those that a `join` set aside before included; in [0, 1].
+        """Share of rows set aside, including those that a `join` set aside; in [0, 1].
 
-        Of a table with a row an item, that of its rows if it is larger.
+        For a table with one row per item, the share of its rows if that is larger.
         """
         aside, read = self.rows_set_aside, self.rows_read
         for join in self.joins:
             source = join.get("source", {})
-            # What the join wrote was read here; what it left out is added.
+            # The rows that the join wrote were read here; those that it left out are added.
             aside += source.get("rows_set_aside", 0)
             read += source.get("rows_set_aside", 0)
         share = aside / read if read else 0.0
@@ -117,15 +117,15 @@ class ReadReport:
 
     @property
     def rewards_dropped_share(self) -> float:
-        """Share of the rewards that joins dropped, of those that should be there; in [0, 1].
+        """Share of the rewards that joins dropped, among those that should be there; in [0, 1].
 
-        `JoinSummary.rewards_dropped` says which; 0 where no join tells.
+        `JoinSummary.rewards_dropped` defines it; 0 if no join says.
         """
         return self._dropped_share("rewards")
 
     @property
     def impressions_dropped_share(self) -> float:
-        """The same of impressions, by `JoinSummary.impressions_dropped`."""
+        """Share of the impressions that joins dropped; see `JoinSummary.impressions_dropped`."""
         return self._dropped_share("impressions")
 
     def _dropped_share(self, what: str) -> float:
@@ -135,13 +135,13 @@ class ReadReport:
 
     @property
     def total_rows_lost(self) -> int:
-        """Over all writers, those of joined logs included."""
+        """Rows lost, over all writers, including those of joined logs."""
         before = (sum(join.get("source", {}).get("rows_lost", {}).values()) for join in self.joins)
         return int(sum(self.rows_lost.values()) + sum(before))
 
     @property
     def unreadable_files(self) -> dict[str, str]:
-        """Files set aside, with the reason; those that a `join` could not read included."""
+        """Files set aside, with the reason; including those that a `join` could not read."""
         found: dict[str, str] = {}
         for join in self.joins:
             found |= join.get("source", {}).get("files_set_aside", {})
@@ -149,7 +149,7 @@ class ReadReport:
 
     @property
     def why_unread(self) -> str | None:
-        """Why no file could be read, the first three by name; None if one could, or none is."""
+        """Why no file could be read, naming three; None if one could, or there is none."""
         if self.files_read or not self.files_set_aside:
             return None
         named = [f"{file}: {why}" for file, why in [*self.files_set_aside.items()][:3]]
@@ -157,7 +157,7 @@ class ReadReport:
 
     @classmethod
     def merged(cls, reports: Sequence[ReadReport]) -> ReadReport:
-        """What reading parts of one log found, in their order; `reports` stay as they are."""
+        """Merge the reports of parts of one log, in their order; `reports` stay as they are."""
         found = cls()
         joins: dict[Any, dict[str, Any]] = {}
         for each in reports:
@@ -181,7 +181,7 @@ class ReadReport:
         return found
 
     def count_lost(self) -> None:
-        """Rows that writers' sequences lack."""
+        """Rows missing in writers' sequences."""
         self.rows_lost = {
             writer: sequence.missing
             for writer, sequence in self.sequences.items()
@@ -193,13 +193,13 @@ class ReadReport:
         self.set_aside[reason] = self.set_aside.get(reason, 0) + count
 
     def name(self, reason: str, file: str, row: int, detail: str = "") -> None:
-        """Keep the place of a row, if few of that reason are kept."""
+        """Keep the place of a row, unless enough are kept for that reason."""
         places = self.places.setdefault(reason, [])
         if len(places) < _PLACES:
             places.append((file, row, detail))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report for JSON."""
         return {
             "rows_read": self.rows_read,
             "rows_set_aside": self.rows_set_aside,
@@ -227,7 +227,7 @@ class ReadReport:
         }
 
 
-# Of a report, what parts of a log add up to.
+# The counts of a report that parts of a log add up.
 _COUNTS = (
     *("rows_read", "equal_duplicates", "client_ids_repeated", "client_ids_contradicted"),
     *("items_read", "items_set_aside", "times_without_zone"),
@@ -235,7 +235,7 @@ _COUNTS = (
 
 
 class Flaws:
-    """Which rows of a batch are wrong, and why; the first reason counts."""
+    """The wrong rows of a batch, and why; the first reason counts."""
 
     def __init__(self, report: ReadReport, source: str, rows: IntArray) -> None:
         self._report = report
@@ -250,14 +250,14 @@ class Flaws:
         return bool(self._found)
 
     def mark(self, wrong: Mask, reason: str, values: Any = "") -> None:
-        """Set rows aside; `values` are a text, or the column to quote from."""
+        """Set rows aside; `values` is a text, or the column to quote from."""
         fresh = wrong & self.sound
         if fresh.any():
             self.sound = self.sound & ~wrong
             self._found.append((reason, fresh, values))
 
     def settle(self) -> None:
-        """Tell the report."""
+        """Add the flaws to the report."""
         for reason, wrong, values in self._found:
             where = np.flatnonzero(wrong)
             self._report.aside(reason, len(where))
@@ -271,7 +271,7 @@ class Flaws:
 
 
 class SequenceGaps:
-    """Which numbers of a writer's sequence came: disjoint ranges, few unless rows are lost.
+    """The numbers of a writer's sequence that came: disjoint ranges, few unless rows are lost.
 
     Examples
     --------
@@ -285,17 +285,17 @@ class SequenceGaps:
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []  # first, last
-        # Of those of which no ranges are kept: the first, the last, how many.
+        # For writers without stored ranges: the first and last number, and how many came.
         self._counted: tuple[int, int, int] | None = None
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The first and the last number of each, in their order."""
+        """The first and the last number of each range, in order."""
         return list(self._ranges)
 
     def add(self, numbers: IntArray) -> None:
-        """Numbers that are there, one at least."""
-        if (np.diff(numbers) == 1).all():  # as they were written
+        """Add numbers, at least one."""
+        if (np.diff(numbers) == 1).all():  # in the order of writing
             self._merge([(int(numbers[0]), int(numbers[-1]))])
             return
         ordered = np.unique(numbers)
@@ -305,13 +305,13 @@ class SequenceGaps:
         self._merge(list(zip(firsts.tolist(), lasts.tolist(), strict=True)))
 
     def merge(self, other: SequenceGaps) -> None:
-        """Add what came in another part of the log, of which `other` has none twice."""
+        """Add the numbers of another part of the log; `other` has none twice."""
         self._merge(other._ranges)
         if other._counted is not None:
             self._count(*other._counted)
 
     def bound(self, most: int) -> None:
-        """Keep how many numbers came, and no ranges, where these are more than `most`."""
+        """If there are more than `most` ranges, keep only how many numbers came."""
         if len(self._ranges) > most:
             self._count(self._ranges[0][0], self._ranges[-1][1], _numbers_in(self._ranges))
             self._ranges = []
@@ -333,7 +333,7 @@ class SequenceGaps:
 
     @property
     def missing(self) -> int:
-        """Numbers between the first and the last that are not."""
+        """How many numbers between the first and the last are missing."""
         ends = [end for each in self._ranges for end in each]
         came = _numbers_in(self._ranges)
         if self._counted is not None:

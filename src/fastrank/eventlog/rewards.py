@@ -1,6 +1,6 @@
-"""Rewards as they lie on disk, read into arrays sorted by request.
+"""Rewards in files, read into arrays sorted by request.
 
-Columns: `request_id`, `item_id`, `reward`, `ts`, and if wanted `position`, the item's place in the
+Columns: `request_id`, `item_id`, `reward`, `ts`, and optionally `position`, the item's place in the
 ranking from 1.
 """
 
@@ -23,15 +23,15 @@ __all__ = ["Rewards", "read_rewards"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rewards:
-    """m rewards, sorted by the first hash of their request; equal ones as they came.
+    """m rewards, sorted by the first hash of their request; equal ones stay in order.
 
     Attributes
     ----------
     request_hash : ndarray of uint64, shape (m, 2)
     item : ndarray of int64 or uint64, shape (m,) or (m, 2)
-        The id, or for text its two hashes.
+        The id; for text, its two hashes.
     position : ndarray of int64, shape (m,)
-        Place in the ranking, from 1; 0 where it is not stated.
+        Place in the ranking, from 1; 0 if not stated.
     reward : ndarray of float64, shape (m,)
     ts : ndarray of int64, shape (m,)
         Microseconds since 1970, UTC.
@@ -55,21 +55,17 @@ def read_rewards(paths: Paths, kind: IdKind, *, allow_negative: bool) -> Rewards
     Parameters
     ----------
     paths : path or iterable of paths
-        As `read_events` takes them.
+        As in `read_events`.
     kind : {"int64", "str"}
-        Of the log's item ids.
+        Type of the log's item ids.
     allow_negative : bool
 
     Raises
     ------
     ValueError
-        If a column or a value is missing, an item id is of another kind, a reward is not finite
-        (or negative where that is not allowed), or a time cannot be read; the message names the
-        file, the row and the value.
-
-    Notes
-    -----
-    Times without a zone are UTC.
+        If a column or value is missing, an item id has the other type, a reward is not finite (or
+        negative, if that is not allowed), or a time cannot be read; the message names file, row and
+        value. Times without a zone are UTC.
     """
     parts, files = read_events(
         "rewards",

@@ -1,4 +1,4 @@
-"""One ranking on its way into the log: what `LogWriter.append` takes, checked, and as Arrow."""
+"""One ranking on its way into the log: checks the arguments of `LogWriter.append`, makes Arrow."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ Time: TypeAlias = datetime | np.datetime64 | int
 
 _EPOCH = np.datetime64(0, "us")
 _NO_RULES = Rules()
-_ROUNDING = 1e-9  # by which a log-propensity may be above 0
-# Compared with a dtype, a scalar type is made one each time.
+_ROUNDING = 1e-9  # largest log-propensity above 0 that counts as rounding
+# Comparing a dtype with a scalar type would create a dtype each time.
 _INT64, _FLOAT32, _FLOAT64 = map(np.dtype, (np.int64, np.float32, np.float64))
-# Policies whose parameters are finite numbers from their making on.
+# Policies whose parameters are finite numbers by construction.
 _OWN = (PlackettLuce, EpsilonGreedy, Uniform, Deterministic)
 
 
 class Row(NamedTuple):
-    """One ranking between `append` and the flush; lists of numbers as their bytes."""
+    """One ranking between `append` and the flush; lists of numbers are stored as bytes."""
 
     request_id: str
     request_id_source: str | None
@@ -190,11 +190,11 @@ def _list_of_bytes(parts: Iterable[bytes], lengths: Iterable[int], dtype: Any) -
     return pa.ListArray.from_arrays(_offsets(lengths), pa.array(values))
 
 
-# Checks on what callers pass.
+# Checks of the caller's arguments.
 
 
 def items_of(ranking: Ranking) -> tuple[IdKind, Any]:
-    """A ranking's ids as they are kept; a ValueError if its arrays are not those of a ranking."""
+    """A ranking's ids as stored; ValueError if its arrays are not those of a ranking."""
     item_ids, scores, propensities = ranking.item_ids, ranking.scores, ranking.log_propensities
     letter: str
     try:
@@ -225,12 +225,12 @@ def items_of(ranking: Ranking) -> tuple[IdKind, Any]:
 
 LawColumns: TypeAlias = tuple[str, str, list[tuple[str, float]], str | None]
 
-# One policy is logged again and again.
+# The same policy is logged many times.
 _last: tuple[Policy | None, LawColumns] = (None, ("", "", [], None))
 
 
 def law_of_row(policy: Policy) -> LawColumns:
-    """What the columns policy_name, law, law_params and sampler say of a policy."""
+    """The columns policy_name, law, law_params and sampler of a policy."""
     global _last
     known, columns = _last
     if policy is not known:
@@ -251,9 +251,9 @@ def _law_columns(policy: Policy) -> LawColumns:
 
 
 def _check_policy(policy: Policy) -> None:
-    """One that may be anybody's: what cannot be written, or the reader would set aside, is refused.
+    """Check a policy of unknown origin: refuse what cannot be written, or would be set aside.
 
-    Nothing else would say so: rows are written later.
+    No later step would report it: rows are written in the background.
     """
     if not isinstance(policy, Policy) or not isinstance(policy.params, Mapping):
         raise ValueError(f"ranking: expected a policy with params by name, got {shown(policy)}")
@@ -278,7 +278,7 @@ def _check_policy(policy: Policy) -> None:
 def _is_finite(value: Real) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer that no float64 holds
+    except OverflowError:  # an integer beyond float64
         return False
 
 
@@ -290,7 +290,7 @@ def as_text(name: str, value: object) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise ValueError(f"{name}: not text that UTF-8 can hold: {value!r}") from None
-    return value if type(value) is str else str.__str__(value)  # of an enum, not its name
+    return value if type(value) is str else str.__str__(value)  # the value of an enum, not its name
 
 
 def as_user(value: object) -> str:
@@ -342,7 +342,7 @@ def as_retrieval(value: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_score_columns(score: Score) -> dict[str, str]:
-    """What the column `score` says: which, and with which parameters, as JSON."""
+    """The column `score`: name, hash and parameters, as JSON."""
     return {
         "name": as_text("ranking: score", score.name),
         "hash": score.hash,
@@ -351,9 +351,9 @@ def as_score_columns(score: Score) -> dict[str, str]:
 
 
 def as_rules_columns(applied: AppliedRules) -> dict[str, str] | None:
-    """What the column `rules` says: which, and with which parameters; None where they say nothing.
+    """The column `rules`: id and parameters, as JSON; None for empty rules.
 
-    Such are those of a next page without any.
+    A next page without rules has empty ones.
     """
     if not isinstance(applied, AppliedRules) or not isinstance(applied.rules, Rules):
         raise ValueError(f"ranking: rules: expected AppliedRules, got {shown(applied)}")
@@ -378,7 +378,7 @@ def as_rewards(values: Any, length: int) -> list[float | None]:
             raise ValueError(f"rewards: place {place}: expected a number or None, got {value!r}")
         try:
             number = math.nan if value is None else float(value)
-        except OverflowError:  # an integer, or a fraction, that no float64 holds
+        except OverflowError:  # an integer, or a fraction, beyond float64
             number = math.inf
         if math.isinf(number):
             raise ValueError(f"rewards: place {place}: must be finite, got {shown(value)}")

@@ -1,9 +1,9 @@
 """The log's schema, version 2: one row is one ranking that was served.
 
-A row holds everything that is needed to compute its log-propensities again: an exclude list that
-is forgotten makes them wrong, and self-normalised estimators hide that. The version stands in the
-metadata of each file and in each row. What is written is version 2; version 1 is read too, and
-`fastrank.eventlog.upgrade` makes version 2 of it before anything else looks at it.
+A row contains everything that is needed to recompute its log-propensities: a missing exclude list
+makes them wrong, and self-normalised estimators hide that. The version is in the metadata of each
+file and in each row. Version 2 is written; version 1 can be read, and `fastrank.eventlog.upgrade`
+converts it to version 2 before any other code sees it.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ KNOWN_RNG_VERSIONS = range(1, RNG_VERSION + 1)
 PROPENSITY_KINDS = ("exact", "bounded")
 SEED_SOURCES = get_args(SeedSource)
 REQUEST_ID_SOURCES = get_args(RequestIdSource)
-CLIENT_SOURCES = ("body", "header")  # where a client chose the id
+CLIENT_SOURCES = ("body", "header")  # a client chose the id
 REWARD_KINDS = ("positives", "complete")
-# Fields of version 1's struct policy_params, sorted; the last is no parameter of the law.
+# Fields of version 1's struct policy_params, sorted; the last is not a parameter of the law.
 OLD_PARAMETERS = ("epsilon", "tail_mass", "temperature", "user_temperature")
-# Columns that version 2 has room for, and that no row needs. `LogWriter.append` leaves them null,
-# but for those that a ranking says, or that it is given. A log of version 1 may have its own.
+# Optional columns of version 2. `LogWriter.append` leaves them null, unless the ranking states them
+# or they are given. A log of version 1 may have its own columns of these names.
 UNREAD = (
     *("request_id_source", "inference_id", "traceparent", "run", "experiment", "arm", "revision"),
     "row_weight",
@@ -63,14 +63,14 @@ UNREAD = (
     *("evaluation_log_propensities", "shown_at"),
 )
 
-# Columns that every row must have, by any writer; all others may be null, and so absent.
+# Columns required in every row, from any writer; all others may be null, and so absent.
 _WANTED = (
     *("request_id", "ts", "policy_name", "item_ids", "log_propensities", "log_propensity"),
     "propensity_kind",
 )
 
-# Of a reward, and of a row's weight, whose least is 1 over it. What is beyond is no amount of
-# anything, and the squares of sums of weights and rewards must stay within float64.
+# Limit of a reward, and of a row's weight, which is at least 1 over it. Larger values are not
+# realistic, and the squares of sums of weights and rewards must stay within float64.
 LARGEST = 1e50
 BEYOND = f"reward beyond {LARGEST:g}"  # why a row is set aside
 
@@ -79,19 +79,19 @@ IdKind: TypeAlias = Literal["int64", "str"]
 
 @cache
 def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
-    """The columns of a log.
+    """Return the columns of a log.
 
     Parameters
     ----------
     kind : {"int64", "str"}
-        What its item ids are; one kind a data set.
+        Type of its item ids; one type per data set.
     version : int
-        2, which is written, or 1, which is still read.
+        2, the version written, or 1, which can still be read.
 
     Returns
     -------
     pyarrow.Schema
-        With the version in its metadata.
+        The schema, with the version in its metadata.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
         ("arm", text, 2, 2),
         ("revision", text, 2, 2),
         ("row_weight", real, 2, 2),
-        # The law that drew it.
+        # The law of the draw.
         ("policy_name", text, 1, 2),
         ("policy_params", pa.struct([(name, real) for name in old_order]), 1, 1),
         ("law", text, 2, 2),
@@ -172,7 +172,7 @@ def schema(kind: IdKind, version: int = SCHEMA_VERSION) -> pa.Schema:
         ("displayed", pa.int64(), 1, 2),
         ("shown_at", time, 2, 2),
         ("latency_us", real, 1, 2),
-        # What came of it; joined later.
+        # Results, which are joined later.
         ("rewards", pa.list_(pa.float32()), 1, 1),
         ("rewards", pa.list_(real), 2, 2),
         ("reward_kind", text, 1, 2),
@@ -188,10 +188,10 @@ def is_column(name: str) -> bool:
 
 
 def kind_of(columns: pa.Schema, besides: Collection[str] = ()) -> IdKind:
-    """The kind of a log's item ids; a ValueError where its columns are not those of a log.
+    """The type of a log's item ids; ValueError if the columns are not those of a log.
 
-    A log has what no row can do without, in its columns or `besides`, in the names of its
-    directories; every column that may be null may be absent.
+    A log has all required columns, among its own or in `besides`, the names of its directories;
+    every nullable column may be absent.
 
     Examples
     --------
@@ -205,13 +205,13 @@ def kind_of(columns: pa.Schema, besides: Collection[str] = ()) -> IdKind:
             f"schema version {stated.decode(errors='replace')!r}; this fastrank reads versions"
             f" {known}"
         )
-    # Tools that add a column often lose the metadata; each row states its version, too.
+    # Tools that add a column often lose the metadata; each row states its version too.
     names = {*columns.names, *besides}
     missing = [name for name in _WANTED if name not in names]
     if missing:
         raise ValueError(
-            f"not an event log of fastrank's: no column named {', '.join(missing)} (one of another"
-            " making is read by `from_table`, or --format table)"
+            f"not an event log of fastrank: no column named {', '.join(missing)} (read other logs"
+            " by `from_table`, or --format table)"
         )
     if len({*columns.names}) < len(columns.names):
         repeated = [name for name in columns.names if columns.names.count(name) > 1]
@@ -235,15 +235,15 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """A column in the type that the schema wants; a ValueError where a value would be lost.
+    """Convert a column to the schema's type; ValueError if a value would be lost.
 
-    But for times, of which what is below a microsecond is cut off.
+    Except for times, which are cut to microseconds.
     """
     if values.type.equals(wanted):
         return values
     try:
         if pa.types.is_struct(wanted) and pa.types.is_struct(values.type):
-            # Fields by name, in any order; those that are absent are null.
+            # Fields are found by name, in any order; absent fields are null.
             have = {values.type.field(i).name for i in range(values.type.num_fields)}
             fields = [wanted.field(i) for i in range(wanted.num_fields)]
             for other in sorted(have - {field.name for field in fields}):
@@ -268,9 +268,9 @@ def cast_column(name: str, values: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def value_of(name: str, text: str | None, wanted: pa.DataType) -> pa.Scalar:
-    """A column's value by its text, in the type that the schema wants; a ValueError if it is none.
+    """Parse a column's value from text, in the schema's type; ValueError if that is impossible.
 
-    Times without a zone are UTC's.
+    Times without a zone are UTC.
 
     Examples
     --------
@@ -290,14 +290,14 @@ def value_of(name: str, text: str | None, wanted: pa.DataType) -> pa.Scalar:
 
 
 def _in_microseconds(values: pa.Array) -> pa.Array:
-    """Times in nanoseconds as the microseconds in which they fall."""
+    """Floor times in nanoseconds to microseconds."""
     missing = values.is_null().to_numpy(zero_copy_only=False)
     counts = values.cast(pa.int64()).fill_null(0).to_numpy() // 1000
     return pa.array(counts, pa.timestamp("us", tz=values.type.tz), mask=missing)
 
 
 def _as_map(values: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """What tools without maps make of one, lists of pairs, as a map again."""
+    """Convert lists of pairs, which tools without maps make of a map, back to a map."""
     pair = pa.struct([("key", wanted.key_type), ("value", wanted.item_type)])
     pairs = values.cast(pa.list_(pair)).take(pa.array(np.arange(len(values))))  # from offset 0
     keys, items = pairs.values.flatten()

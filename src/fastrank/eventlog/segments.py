@@ -1,4 +1,4 @@
-"""Segments: the files of a log while they grow, and after they are sealed.
+"""Segments: the files of a log, while they grow and after they are sealed.
 
 A segment grows as ``<writer id>-<number>.arrow``, an Arrow IPC stream, of which any prefix can be
 read up to its last whole batch. It is sealed into ``<writer id>-<number>.parquet``: written under
@@ -64,13 +64,13 @@ _REPETITIVE = (
 
 
 def parquet_options(columns: pa.Schema) -> dict[str, Any]:
-    """How a log is written to Parquet: fast to read before small."""
+    """How a log is written to Parquet: for speed of reading rather than size."""
     present = [name for name in _REPETITIVE if name.split(".")[0] in columns.names]
     return {"compression": "lz4", "use_dictionary": present}
 
 
 class Segment:
-    """A growing segment, locked by this process; written by whole messages.
+    """A growing segment, locked by this process, and written by whole messages.
 
     It is read while it grows, so it has its own name from the first and is never replaced.
 
@@ -83,7 +83,7 @@ class Segment:
     Raises
     ------
     FileExistsError
-        If somebody has the name already, or took the file before it was locked.
+        If the name is taken, or another process took the file before it was locked.
     OSError
         If the disk refuses.
     """
@@ -93,7 +93,7 @@ class Segment:
         self.columns = columns
         self.rows = 0
         self.since = time.monotonic()
-        self.broken = False  # whatever comes after could not be read
+        self.broken = False  # whether later data could not be read
         self._size = 0
         header = columns.serialize()  # now: a kill from here on leaves a file without one
         self._file = HeldFile(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND)
@@ -108,7 +108,7 @@ class Segment:
             raise
 
     def append(self, message: pa.Buffer, rows: int) -> bool:
-        """Add a batch; an OSError leaves the segment as it was. False: it went into no log."""
+        """Add a batch; after an OSError the segment is unchanged. False: the file is in no log."""
         self._append(message)
         if self.place() in ("removed", "changed"):
             return False
@@ -116,16 +116,16 @@ class Segment:
         return True
 
     def place(self) -> Place:
-        """Where the file is; two system calls."""
+        """Check where the file is; two system calls."""
         try:
             own = os.fstat(self._file.descriptor)
-        except OSError:  # another host removed it
+        except OSError:  # another host has removed it
             return "removed"
         try:
             here = os.path.samestat(own, os.stat(self.path))
         except (FileNotFoundError, NotADirectoryError):
             here = False
-        except OSError:  # it cannot be looked at
+        except OSError:  # it cannot be checked
             here = own.st_nlink > 0
         if here:
             return "here" if own.st_size == self._size or self.broken else "changed"
@@ -137,7 +137,7 @@ class Segment:
             while rest:
                 rest = rest[os.write(self._file.descriptor, rest) :]
         except OSError:
-            # Half a message in the middle would hide all that follows.
+            # Half a message in the middle would hide everything after it.
             self.broken = True
             os.ftruncate(self._file.descriptor, self._size)
             self.broken = False
@@ -145,12 +145,12 @@ class Segment:
         self._size += message.size
 
     def finish(self) -> None:
-        """Mark the end of the stream; what is in it stays readable if that fails."""
+        """Mark the end of the stream; if that fails, its content stays readable."""
         with contextlib.suppress(OSError):
             self._append(pa.py_buffer(_END))
 
     def seal(self) -> int:
-        """Turn it into Parquet, and give up the lock; how many of its rows a file holds now."""
+        """Convert it to Parquet, release the lock, and count its rows that are in a file."""
         try:
             place = self.place()
             sealed = seal(self.path) if place in ("here", "changed") else None
@@ -161,7 +161,7 @@ class Segment:
             self.close()
 
     def close(self) -> None:
-        """Close the file, and with it give up the lock."""
+        """Close the file, which releases the lock."""
         self._file.close()
 
 
@@ -208,7 +208,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 class TornStreamError(pa.ArrowInvalid):  # type: ignore[misc]  # pyarrow comes without types
-    """The file ends within a message, as that of a killed writer does."""
+    """The file ends within a message, like that of a killed writer."""
 
 
 def open_stream(file: BinaryIO) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -267,7 +267,7 @@ def _seal(path: Path) -> int | None:
         elif not _holds_no_batch(path):
             with path.open("rb") as file:
                 rows = _write_parquet(target, *open_stream(file))
-        path.unlink(missing_ok=True)  # if it was removed meanwhile, its rows are in the Parquet
+        path.unlink(missing_ok=True)  # if it is gone, its rows are in the Parquet file
     except (OSError, pa.ArrowException) as error:
         if path.exists():
             _LOG.warning("%s: not sealed, and kept as it is: %s", path, error)
@@ -276,7 +276,7 @@ def _seal(path: Path) -> int | None:
 
 
 def _write_parquet(target: Path, columns: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
-    """The rows of a stream as a Parquet file, and how many; no file where there are none."""
+    """Write the rows of a stream to a Parquet file, and count them; no file if there are none."""
     groups = _row_groups(target, columns, batches)
     first = next(groups, None)
     if first is None:
@@ -287,7 +287,7 @@ def _write_parquet(target: Path, columns: pa.Schema, batches: Iterator[pa.Record
             for group in itertools.chain([first], groups):
                 writer.write_table(group, row_group_size=_ROW_GROUP_ROWS)
                 rows += group.num_rows
-                with GATE.outside():  # a fork that waits goes first
+                with GATE.outside():  # lets a waiting fork proceed
                     pass
         with GATE.outside():
             sync(temporary)
@@ -330,7 +330,7 @@ def _holds_no_batch(path: Path) -> bool:
 
 
 def seal_abandoned(directory: Path) -> int:
-    """Seal the segments of writers that are dead; how many were sealed."""
+    """Seal the segments of dead writers; return how many were sealed."""
     sealed = 0
     for path in directly_in(directory, ".arrow"):
         if not SEGMENT.fullmatch(path.name):
@@ -338,7 +338,7 @@ def seal_abandoned(directory: Path) -> int:
         try:
             file = HeldFile(path, os.O_RDWR)
         except OSError:
-            continue  # sealed by another, just now
+            continue  # another process has just sealed it
         try:
             if file.lock():
                 sealed += seal(path) is not None

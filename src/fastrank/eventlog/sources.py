@@ -1,4 +1,4 @@
-"""Anybody's table, in memory or in files, as record batches of the columns that are wanted."""
+"""Any table, in memory or in files, as record batches of the requested columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Piece", "Source", "plain_array", "plain_type", "source_of"]
 
 _BATCH_ROWS = 65_536
 _CSV_BLOCK = 1 << 23  # bytes
-_HEAD = 4096  # bytes, by which a file is known
+_HEAD = 4096  # bytes that identify the format of a file
 _CSV_NULLS = pa.array(pa.csv.ConvertOptions().null_values)
 _FORMATS = ("parquet", "csv", "csv.gz")
 _EXPECTED = (
@@ -34,12 +34,12 @@ Piece: TypeAlias = tuple[str, int, pa.RecordBatch]  # of which source, from whic
 
 
 class Source(Protocol):
-    """A table of which some columns can be read, again and again.
+    """A table whose columns can be read any number of times.
 
     Attributes
     ----------
     schema : pyarrow.Schema
-        All columns; those of CSV files are of type null, which is not to say what they hold.
+        All columns; those of CSV files have the type null, which means unknown.
     in_memory : bool
     """
 
@@ -55,19 +55,19 @@ class Source(Protocol):
 
 
 def source_of(data: Any, wanted: Sequence[str]) -> Source:
-    """What a caller calls a table.
+    """Open what a caller passes as a table.
 
     Parameters
     ----------
     data
-        As `from_table` takes it.
+        As in `from_table`.
     wanted : sequence of str
-        Columns that will be asked for: of a DataFrame no others are converted.
+        Columns that will be read: of a DataFrame only these are converted.
 
     Raises
     ------
     ValueError
-        If it is no table; naming the file that cannot be read.
+        If it is not a table, or a file cannot be read; the message names the file.
     """
     if isinstance(data, pa.Table | pa.RecordBatch):
         return _Table(pa.Table.from_batches([data]) if isinstance(data, pa.RecordBatch) else data)
@@ -121,14 +121,14 @@ class _Table:
 
 
 class _Frame(_Table):
-    """Another library's table, by the Arrow stream that it gives."""
+    """Another library's table, read through its Arrow stream."""
 
     def __init__(self, data: Any, wanted: Sequence[str]) -> None:
         own = getattr(data, "columns", None)
-        if own is None or not hasattr(data, "dtypes"):  # no DataFrame: a stream, say
+        if own is None or not hasattr(data, "dtypes"):  # not a DataFrame, but a stream, for example
             super().__init__(pa.table(data))
             return
-        # A column that nobody asked for may be of a kind that Arrow has not.
+        # A column that was not requested may have a type that Arrow lacks.
         columns = list(own)
         names = [name for name in dict.fromkeys(wanted) if name in columns]
         repeated = [name for name in names if columns.count(name) > 1]
@@ -142,7 +142,7 @@ class _Frame(_Table):
 
 
 class _Dataset:
-    """A dataset of pyarrow's."""
+    """A dataset of pyarrow."""
 
     in_memory = False
 
@@ -167,7 +167,7 @@ class _Files:
         first, *others = self._schemas.values()
         self.schema: pa.Schema = first
         for other in others:
-            # What one file does not say of a column, another may.
+            # If one file does not determine a column's type, another may.
             for at, field in enumerate(self.schema):
                 if pa.types.is_null(field.type) and field.name in other.names:
                     self.schema = self.schema.set(at, other.field(field.name))
@@ -240,9 +240,9 @@ def _cast(column: pa.Array, wanted: pa.DataType) -> pa.Array:
 
 
 def _with_name(error: pa.ArrowInvalid, names: Sequence[str]) -> ValueError:
-    """What Arrow says of a CSV file, by the names of columns and the rows from 0."""
+    """Arrow's error about a CSV file, with names of columns and rows from 0."""
     said = re.sub(r"In CSV column #(\d+)", lambda at: f"column {names[int(at[1])]!r}", str(error))
-    # It counts lines from 1, with the header.
+    # Arrow counts lines from 1, including the header.
     return ValueError(re.sub(r"Row #(\d+)", lambda at: f"row {int(at[1]) - 2}", said))
 
 
@@ -273,7 +273,7 @@ def _schema(file: Path, is_csv: bool) -> pa.Schema:
         if not is_csv:
             schema = pq.read_schema(file)
         else:
-            # Lines of another length are refused once they are read: the header goes first.
+            # Lines of another length are refused when they are read: the header comes first.
             lenient = pa.csv.ParseOptions(invalid_row_handler=lambda line: "skip")
             with (
                 opened(file) as content,
@@ -305,7 +305,7 @@ def _batches(
         opened(file) as content,
         pa.csv.open_csv(
             content,
-            # Without threads, which spare nothing here, errors say in which row.
+            # Errors name the row only without threads, which save nothing here.
             read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK, use_threads=False),
             convert_options=options,
         ) as reader,
@@ -328,7 +328,7 @@ def _numbers(texts: pa.Array) -> pa.Array:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """A type without what only says how values are stored: dictionaries, views, large offsets.
+    """A type without storage details: dictionaries, views, large offsets.
 
     Examples
     --------
@@ -369,7 +369,7 @@ def plain_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         return plain_array(column.dictionary).take(column.indices)
     if not _is_list(column.type):
         return column.cast(wanted)
-    # No cast has every kind of lists with every kind of values, and that of views is wrong.
+    # No cast handles every kind of lists with every kind of values, and that of views is wrong.
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     missing = column.is_null() if column.null_count else None

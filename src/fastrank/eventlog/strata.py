@@ -19,25 +19,25 @@ __all__ = ["Strata", "Stratum"]
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """Rows that follow one law: what they share besides user, filters and seed.
+    """Rows that follow one law: their common properties besides user, filters and seed.
 
-    Rows that different samplers drew by one law are one stratum.
+    Rows that different samplers drew from one law belong to one stratum.
 
     Attributes
     ----------
     policy_name : str
-        The inference type of its first row. It is no part of what strata are told apart by.
+        The inference type of its first row; it does not distinguish strata.
     params : tuple of (str, float)
-        The law's parameters, sorted by name, to 12 significant digits. `temperature` is the one
-        before the user's own factor: that of a row over the row's `user_temperature`.
+        The law's parameters, sorted by name, to 12 significant digits. `temperature` excludes the
+        user's factor: it is a row's temperature divided by its `user_temperature`.
     model_version, catalog_version : str or None
     is_fallback : bool
     score : str or None
-        What made scores of dot products: its name and the beginning of its hash. Its parameters are
-        each request's own.
+        The score, if it is not the dot product: its name and the start of its hash. Its parameters
+        vary between requests.
     features_version : str or None
     law : str
-        Its name, by default that of `policy_name`.
+        Name of the law, by default that of `policy_name`.
 
     Examples
     --------
@@ -64,13 +64,13 @@ class Stratum:
 
 
 class Strata:
-    """The strata of a log, numbered as they come.
+    """The strata of a log, numbered in order of appearance.
 
     Attributes
     ----------
     found : list of Stratum
     hashes : list of int
-        Of each: the same in every process, however a log is cut into batches.
+        A hash of each stratum: equal in every process, however a log is divided into batches.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Strata:
         self._index: dict[Stratum, int] = {}
 
     def of(self, batch: pa.RecordBatch, is_fallback: Mask) -> npt.NDArray[np.int32]:
-        """Of each row (n,), its index into `found`; those that are new are added."""
+        """For each row (n,), its index into `found`; new strata are added."""
         n = batch.num_rows
         if n == 0:
             return np.empty(0, np.int32)
@@ -100,7 +100,7 @@ class Strata:
         )
         values = params.values
         if "temperature" in params.names:
-            # Before the user's own factor.
+            # Without the user's factor.
             own = params.codes == params.names.index("temperature")
             factor = np.where(np.isnan(factor), 1.0, factor)[params.rows]
             values = np.where(own, values / factor, values)
@@ -120,7 +120,7 @@ class Strata:
             _, key = np.unique(key * (int(inverse.max()) + 1) + inverse, return_inverse=True)
         _, firsts, inverse = np.unique(key, return_index=True, return_inverse=True)
         indices = np.empty(len(firsts), np.int32)
-        for group in np.argsort(firsts).tolist():  # numbered as they come
+        for group in np.argsort(firsts).tolist():  # numbered in order of appearance
             row = int(firsts[group])
 
             def text(name: str, part: AnyArray, row: int = row) -> str | None:
@@ -150,9 +150,9 @@ class Strata:
 
 
 def _scores_of(batch: pa.RecordBatch) -> dict[str, pa.Array]:
-    """The columns `score`, as one text, and `features_version`; those that few logs have."""
+    """The columns `score`, as one text, and `features_version`, which most logs lack."""
     found: dict[str, pa.Array] = {}
-    # A log of version 1 may have a column of its own under this name.
+    # A log of version 1 may have its own column of this name.
     if "score" in batch.schema.names and pa.types.is_struct(batch.schema.field("score").type):
         score = batch.column("score")
         begun = pc.utf8_slice_codeunits(pc.struct_field(score, "hash"), 0, 12)

@@ -1,8 +1,8 @@
-"""Tables of any version of the schema, and such as lack columns, as tables of version 2.
+"""Convert tables of any version of the schema, also with absent columns, to version 2.
 
-Version 1 named an inference type, with a struct of the four parameters that there were then.
-Version 2 has the law, its sampler and any parameters apart. Tools make one table of files of both:
-then a row has one or the other.
+Version 1 named an inference type, with a struct of the four parameters of that time. Version 2 has
+separate columns for the law, its sampler and any parameters. Tools combine files of both into one
+table; then each row has one or the other.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = ["completed", "foreign", "refuse_foreign", "upgraded"]
 
 
 def foreign(columns: pa.Schema, kind: IdKind) -> list[str]:
-    """Columns of a table of version 1 that are its own, though version 2 has such a name.
+    """Columns of a version 1 table that are its own, although version 2 uses the name.
 
-    A column that `LogWriter.append` leaves null is taken for version 2's where the types are alike.
+    A column that `LogWriter.append` leaves null counts as version 2's if the types match.
     """
     stated = (columns.metadata or {}).get(VERSION_KEY)
     if "law_params" in columns.names or stated == str(SCHEMA_VERSION).encode():
@@ -48,7 +48,7 @@ def foreign(columns: pa.Schema, kind: IdKind) -> list[str]:
 
 
 def refuse_foreign(columns: pa.Schema, kind: IdKind) -> None:
-    """A ValueError where `foreign` finds any: as version 2, the table could not keep it."""
+    """Raise ValueError if `foreign` finds any: version 2 could not keep them."""
     for name in foreign(columns, kind):
         raise ValueError(f"{name}: schema 2 has another column of this name; rename it")
 
@@ -67,16 +67,16 @@ def _alike(own: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def completed(table: pa.Table | pa.RecordBatch, apart: Sequence[str] = ()) -> pa.Table:
-    """A table with every column of the schema, in its type, and then its own columns.
+    """A table with every column of the schema, in its type, followed by its own columns.
 
-    Columns that are absent are null, but for those that follow from others: `schema_version`,
-    `law`, `sampler`, `item_kind` and `k`. Those to be kept `apart` are taken for its own, and those
-    that are `foreign` are left out.
+    Absent columns are null, except those that follow from others: `schema_version`, `law`,
+    `sampler`, `item_kind` and `k`. Columns to be kept `apart` count as its own, and `foreign`
+    columns are left out.
 
     Raises
     ------
     ValueError
-        If there are no item ids, or a column cannot be taken in the schema's type.
+        If there are no item ids, or a column cannot be converted to the schema's type.
     """
     if "item_ids" not in table.schema.names:
         raise ValueError("no column named item_ids")
@@ -111,9 +111,9 @@ def completed(table: pa.Table | pa.RecordBatch, apart: Sequence[str] = ()) -> pa
 
 
 def upgraded(columns: dict[str, pa.Array], rows: int, kind: IdKind) -> None:
-    """Make columns of version 2, by name and in the schema's types, of what is there; in place.
+    """Convert columns to version 2 in place, by name and in the schema's types.
 
-    Texts may be dictionaries. What no version says otherwise is left alone.
+    Texts may be dictionaries. Columns that are the same in both versions are left alone.
     """
     version = columns.get("schema_version")
     if version is None:
@@ -134,12 +134,12 @@ def upgraded(columns: dict[str, pa.Array], rows: int, kind: IdKind) -> None:
             _fill_text(columns, name, _mapped(columns["policy_name"], known))
     if "item_ids" in columns:
         places = pc.list_value_length(columns["item_ids"]).cast(pa.int64())
-        _fill(columns, "k", pc.max_element_wise(places, 1))  # of an empty ranking, one at least
+        _fill(columns, "k", pc.max_element_wise(places, 1))  # at least one, for an empty ranking
     _fill_text(columns, "item_kind", _dictionary(np.zeros(rows, np.int64), [kind]))
 
 
 def _fill(columns: dict[str, pa.Array], name: str, values: pa.Array) -> None:
-    """Values where the column has none."""
+    """Fill in values where the column has none."""
     given = columns.get(name)
     if given is None or given.null_count == len(given):
         columns[name] = values
@@ -161,7 +161,7 @@ def _fill_text(columns: dict[str, pa.Array], name: str, values: pa.DictionaryArr
 def _mapped(
     names: pa.StringArray | pa.DictionaryArray, known: Callable[[str], str | None]
 ) -> pa.DictionaryArray:
-    """What a function makes of each text."""
+    """Apply a function to each text."""
     codes, texts = codes_of(names)
     found = [None if text is None else known(text) for text in texts]
     places = {text: place for place, text in enumerate(dict.fromkeys(t for t in found if t))}
@@ -175,7 +175,7 @@ def _dictionary(codes: np.ndarray, texts: list[str]) -> pa.DictionaryArray:
 
 
 def _listed(old: pa.StructArray, parts: list[pa.Array]) -> pa.ListArray:
-    """The parameters that a struct has, as a list by name; null where the struct is."""
+    """The parameters of a struct, as a list by name; null where the struct is."""
     names = OLD_PARAMETERS[: len(parts)]
     there = np.stack([is_valid(part) for part in parts], axis=1) & is_valid(old)[:, None]
     values = np.stack([floats(part) for part in parts], axis=1)

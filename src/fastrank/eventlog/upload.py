@@ -1,7 +1,7 @@
-"""LogUploader: copies what a `LogWriter` has sealed to an object store, or another disk.
+"""LogUploader: copies sealed segments of a `LogWriter` to an object store, or another disk.
 
-The log grows in a directory of this machine, the spool, and each sealed segment goes from there to
-its place, after the filters and rules that its rows name; what has arrived is removed here.
+The log grows in a local directory, the spool. Each sealed segment is uploaded from there, after the
+filters and rules that its rows name; files that have arrived are removed locally.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fastrank.places import Place
 __all__ = ["LogUploader"]
 
 _LOG = logging.getLogger("fastrank.eventlog")
-_SOONEST, _LONGEST = 1.0, 60.0  # seconds between two tries
-_LONG = 3600.0  # that a wait may be given
-_TURN = 0.2  # of waiting for another uploader of the same spool
+_SOONEST, _LONGEST = 1.0, 60.0  # seconds between two attempts
+_LONG = 3600.0  # longest wait in seconds
+_TURN = 0.2  # seconds between looks while another uploader has the spool
 
 
 class _File(NamedTuple):
@@ -45,38 +45,40 @@ class LogUploader:
     Parameters
     ----------
     directory : path
-        The spool: the directory of a `LogWriter`, whose `segment_seconds` says how soon rows leave.
-        Made if absent. Its sealed files are removed once they have arrived. Several uploaders, of
-        several processes too, take turns; a forked child's does nothing.
+        The spool: the directory of a `LogWriter`, whose `segment_seconds` determines how soon rows
+        are uploaded. Created if absent. Its sealed files are removed once they have arrived.
+        Several uploaders, also of several processes, take turns; the uploader of a forked child
+        does nothing.
     url : str or path
-        Where to: ``s3://bucket/prefix`` (extra ``s3``), whatever else fsspec has, or a directory,
-        on another disk say. It becomes a log like any.
+        Destination: ``s3://bucket/prefix`` (extra ``s3``), any other URL of fsspec, or a directory,
+        for example on another disk. It becomes a normal log.
     max_bytes : int
-        How much is kept while it cannot be reached. Beyond that the oldest segments are dropped,
-        counted and logged: they are the closest to being too late for their rewards, and the reader
-        finds the gap in their writer's sequence.
+        Most bytes that are kept while the destination cannot be reached. Then the oldest segments
+        are dropped, counted and logged: they are the closest to being too late for their rewards,
+        and the reader finds the gap in their writer's sequence.
     every : float
-        Seconds between two looks into the directory, at most; half as many at the least.
+        Most seconds between two looks into the directory; at least half as many.
 
     Attributes
     ----------
     bytes_waiting : int
-        Of files that are sealed and not yet uploaded, as of the latest look.
+        Bytes of sealed files that are not yet uploaded, as of the latest look.
     files_sent, failures, rows_lost, files_lost : int
-        Files that have arrived; tries that failed; what was dropped for lack of room.
+        Files that have arrived; failed attempts; rows and files dropped for lack of room.
 
     Raises
     ------
     ValueError, ModuleNotFoundError
-        If the arguments are none, or a package is missing. What goes wrong later is logged (logger
-        ``fastrank.eventlog``), once for each time that it begins, and tried again: after a second,
-        then twice as long each time, up to a minute, less a random part.
+        If the arguments are invalid, or a package is missing. Later errors are logged (logger
+        ``fastrank.eventlog``), once for each time that they begin, and the upload is tried again:
+        after a second, then twice as long each time, up to a minute, less a random part.
 
     Notes
     -----
-    A file arrives whole or not at all, and may arrive twice under its one name, after a kill just
-    then. Contents go before the segments whose rows name them. Costs nothing beside reading the
-    files; whatever their number, a look lists two directories.
+    A file arrives completely or not at all, and may be uploaded twice under the same name, if the
+    process was killed at that moment. Filters and rules are uploaded before the segments whose rows
+    name them. The only cost is reading the files; a look lists two directories, for any number of
+    files.
 
     Examples
     --------
@@ -116,9 +118,9 @@ class LogUploader:
         self.rows_lost = 0
         self.files_lost = 0
         self._place: Place | None = None
-        self._failing = self._dropping = False  # which is said when it begins
+        self._failing = self._dropping = False  # logged when it begins
         self._ends = threading.Event()
-        self._end = float("inf")  # monotonic seconds, by which it gives up
+        self._end = float("inf")  # monotonic seconds after which it gives up
         self._thread = threading.Thread(target=self._run, name="fastrank-upload", daemon=True)
         self._thread.start()
 
@@ -132,9 +134,9 @@ class LogUploader:
         self.close()
 
     def close(self, seconds: float = 20.0) -> bool:
-        """Upload what is left, segments of writers that are dead too; False if time was too short.
+        """Upload the rest, including segments of dead writers; False if the time was too short.
 
-        What stays in the directory is uploaded by the next uploader of it. Close the writer before.
+        The next uploader of the directory uploads what is left. Close the writer first.
         """
         self._end = min(self._end, time.monotonic() + seconds)
         self._ends.set()
@@ -150,7 +152,7 @@ class LogUploader:
         return not left
 
     def _run(self) -> None:
-        """In the thread."""
+        """The work of the thread."""
         turn = self._turn()
         if turn is None:
             return
@@ -170,7 +172,7 @@ class LogUploader:
             turn.close()
 
     def _turn(self) -> HeldFile | None:
-        """The directory, locked; None if the end comes before others have given it up."""
+        """Lock the directory; None if the end comes before others have released it."""
         while time.monotonic() < self._end:
             with contextlib.suppress(OSError):
                 folder = HeldFile(self._directory, os.O_RDONLY)
@@ -181,18 +183,18 @@ class LogUploader:
         return None
 
     def _rest(self, seconds: float) -> None:
-        """Until the next try; not over the end, of which all that is left may be short."""
+        """Wait until the next attempt, but not beyond the end."""
         if self._ends.is_set():
             time.sleep(max(0.0, min(seconds, self._end - time.monotonic())))
         else:
             self._ends.wait(seconds)
 
     def _round(self) -> bool:
-        """Upload what is there; False if that failed."""
+        """Upload the present files; False if that failed."""
         try:
             if self._ends.is_set():
                 seal_abandoned(self._directory)
-            # First the segments are looked for: what their rows name is there by then.
+            # List the segments first: the files that their rows name exist by then.
             segments = self._sealed()
             contents = self._contents()
             self.bytes_waiting = _bytes_of(segments, contents)
@@ -231,7 +233,7 @@ class LogUploader:
         self.bytes_waiting -= file.bytes
 
     def _make_room(self) -> None:
-        """Drop the oldest segments that there is no room for."""
+        """Drop the oldest segments if there is no room for them."""
         segments, contents = self._sealed(), self._contents()
         size = _bytes_of(segments, contents)
         is_too_much = size > self._max_bytes
@@ -253,7 +255,7 @@ class LogUploader:
         self._dropping = self._failing and (is_too_much or self._dropping)
 
     def _sealed(self) -> list[_File]:
-        """Segments, the oldest first."""
+        """The segments, oldest first."""
         found = []
         for path in self._directory.glob("*.parquet"):
             if SEGMENT.fullmatch(path.name) and is_data(path.name):
@@ -276,11 +278,11 @@ def _bytes_of(*files: list[_File]) -> int:
 
 
 def _rows_of(path: Path) -> int:
-    """0 where it does not say."""
+    """Number of rows; 0 if the file does not say."""
     try:
         with GATE:
             return int(pq.read_metadata(path).num_rows)
-    except Exception:  # what parses a file that was damaged raises what it likes
+    except Exception:  # a parser may raise anything for a damaged file
         return 0
 
 

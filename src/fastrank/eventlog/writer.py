@@ -1,8 +1,8 @@
-"""LogWriter: appends rankings to a log, off the path of the request.
+"""LogWriter: appends rankings to a log, without delaying the request.
 
-`LogWriter.append` checks its arguments and puts the row into a buffer. A thread in the background
-turns the buffer into Arrow and writes it out, so the disk is never waited for. What a killed
-process loses is what came since the last flush: at most `flush_rows` rows or `flush_seconds`.
+`LogWriter.append` checks its arguments and puts the row into a buffer. A background thread converts
+the buffer to Arrow and writes it, so requests never wait for the disk. A killed process loses the
+rows since the last flush: at most `flush_rows` rows or `flush_seconds`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ from fastrank.run import Run
 __all__ = ["LogWriter"]
 
 _LOG = logging.getLogger("fastrank.eventlog")
-# Filters and biases that wait for the disk, in bytes; rows that bring more are dropped.
+# Filters and biases waiting for the disk, in bytes; rows that would exceed this are dropped.
 _MAX_WAITING_BYTES = 256 << 20
-_LONG = 3600.0  # seconds that a wait may be given
+_LONG = 3600.0  # longest wait in seconds
 _NOT_CONVERTED = (pa.ArrowException, ValueError, TypeError, OverflowError, AttributeError)
 
 
@@ -79,49 +79,51 @@ class LogWriter:
     Parameters
     ----------
     directory : path
-        Made if absent. Several writers, of several processes too, may share it.
+        Created if absent. Several writers, also of several processes, may share it.
     kind : {"int64", "str"}, optional
-        Of the item ids; otherwise that of what is there already, or of the first ranking.
+        Type of the item ids; by default that of the existing log, or of the first ranking.
     flush_rows, flush_seconds : int, float
-        Rows are written out when so many wait, or when the first of them waits so long.
+        Rows are written when this many wait, or when the first of them has waited this long.
     segment_rows : int
-        A segment is sealed to Parquet, in a thread of its own, when it holds so many rows.
+        A segment is sealed to Parquet, in a separate thread, when it has this many rows.
     segment_seconds : float, optional
-        And when its first row was written so long ago; for a log that is uploaded (`LogUploader`).
+        A segment is also sealed this long after its first row was written; for a log that is
+        uploaded (`LogUploader`).
     inline_ids : int
-        Exclude and allow lists of up to so many ids stand in the row; longer ones are stored once
-        under ``filters/``, and the row carries their hash; so are rules, whatever their length.
+        Exclude and allow lists of up to this many ids are stored in the row. Longer lists are
+        stored once under ``filters/``, and the row has their hash; so are rules of any length.
     max_buffered_rows : int
-        While the disk refuses, so many rows are kept for later; what comes then is dropped and
+        While the disk refuses, this many rows are kept for later; further rows are dropped and
         counted.
 
     Attributes
     ----------
     writer_id : str
-        Time of the start and a random number; another one in a forked child.
+        Start time and a random number; a forked child has another one.
 
     Raises
     ------
     ValueError
         For bad arguments, a directory that is a file, or a log of another kind.
     OSError
-        If the directory cannot be made. Later on the disk's errors raise nothing: they are logged
-        (logger ``fastrank.eventlog``), rows wait, and what is lost is counted in `rows_dropped`.
-        So are files of the log that others remove, move or cut while they grow: each flush looks
-        whether its file is still there, and goes on in a new one, in a new directory if need be.
+        If the directory cannot be made. Later errors of the disk raise nothing: they are logged
+        (logger ``fastrank.eventlog``), rows wait, and lost rows are counted in `rows_dropped`. The
+        same holds for files of the log that others remove, move or truncate while they grow: each
+        flush checks whether its file still exists, and continues in a new one, in a new directory
+        if necessary.
 
     Notes
     -----
-    Segments that dead writers left are sealed at the start, in the background. A process that ends
-    without `close` flushes its rows on the way out; one that is killed loses what was not yet
-    flushed. Rows are not synced to the disk at each flush: against power loss they have what the
-    file system gives. Sealed files are.
+    Segments left by dead writers are sealed at the start, in the background. A process that ends
+    without `close` flushes its rows at exit; a killed process loses what was not flushed. Rows are
+    not synced to the disk at each flush: after a power loss they are as safe as the file system
+    makes them. Sealed files are synced.
 
-    A forked child's writer has rows, files and a `writer_id` of its own; rows that waited at the
-    fork are the parent's. As Arrow does not survive a fork in the midst of its work, ``os.fork``
-    waits until the log's threads are between two pieces of it (one flush, one row group of a
-    segment that is sealed; ten seconds at most, should the disk hang). It cannot do that for a
-    program's own threads that are in Arrow at a fork: the child may hang.
+    A forked child's writer has its own rows, files and `writer_id`; rows that waited at the fork
+    belong to the parent. Arrow does not survive a fork in the middle of its work, so ``os.fork``
+    waits until the log's threads are between two pieces of work (one flush, one row group of a
+    segment that is sealed), for at most ten seconds in case the disk hangs. It cannot wait for a
+    program's own threads that use Arrow at a fork: then the child may hang.
 
     Examples
     --------
@@ -169,8 +171,8 @@ class LogWriter:
                 f"kind: the log in {self._directory} has {there} item ids, got {kind!r}"
             )
         self._kind: IdKind | None = kind or there
-        # With its first array pyarrow loads pandas, where there is one: now, since rows may wait
-        # until the process exits, and nothing can be loaded then.
+        # pyarrow loads pandas, if installed, with its first array: do it now, since rows may wait
+        # until the process exits, when nothing can be loaded.
         pa.array(np.empty(0))
         self._closed = False
         self._segment: Segment | None = None
@@ -179,23 +181,23 @@ class LogWriter:
         self._in_background(self._seal_abandoned)
 
     def _start(self) -> None:
-        """The state of a writer that has written nothing, in this process."""
+        """Set the state of a writer that has written nothing in this process."""
         now = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self.writer_id = f"{now}-{os.urandom(6).hex()}"
         self._seq = 0
         self._number = 0
-        self._rows: list[tuple[int, Row]] = []  # each with its place in the sequence
+        self._rows: list[tuple[int, Row]] = []  # each with its number in the sequence
         self._first_at = 0.0  # when the oldest of them came
         self._contents: dict[str, Content] = {}  # filters and biases that `_rows` name
-        self._held: dict[str, tuple[Content, int]] = {}  # those in memory, and for how many parts
+        self._held: dict[str, tuple[Content, int]] = {}  # those in memory, with the number of parts
         self._contents_bytes = 0
         self._waiting: list[_Waiting] = []
         self._waiting_rows = 0
         self._written = 0
         self._dropped = 0
         self._failing = False
-        # `_lock` guards the rows that come in, `_disk` what is done with them. `_disk` first, then
-        # the gate, then `_lock`: `append` waits for neither of the two others.
+        # `_lock` guards incoming rows, `_disk` the writing. The order is `_disk`, the gate,
+        # `_lock`: `append` waits for neither of the first two.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._disk = threading.RLock()
@@ -203,17 +205,17 @@ class LogWriter:
         self._sealers: list[Task] = []
 
     def _after_fork(self) -> None:
-        """In the child: the parent's rows, file and threads are the parent's."""
+        """In the child: give up the rows, file and threads of the parent."""
         self._segment = None
         self._start()
 
-    # What came in.
+    # Incoming rows.
 
     @property
     def rows_written(self) -> int:
         """Rows of this process that are in a file of the log, or were when it was sealed.
 
-        Fewer than before, once it is noticed that a growing file was removed.
+        The number decreases if a growing file is found to be removed.
         """
         return self._written
 
@@ -224,7 +226,7 @@ class LogWriter:
 
     @property
     def kind(self) -> IdKind | None:
-        """Of the item ids; None until it is known."""
+        """Type of the item ids; None until it is known."""
         return self._kind
 
     def __repr__(self) -> str:
@@ -271,69 +273,68 @@ class LogWriter:
     ) -> str:
         """Add one ranking; costs some microseconds and never waits for the disk.
 
-        The ranking says itself what it was asked for: `k`, `exclude`, `allow`, `bias`,
-        `model_version` and `user_temperature` need only be given where it does not, as for one that
-        was not made by fastrank, or whose candidates were chosen beforehand. What is given must
-        agree with what the ranking says. Its rules, their parameters and the pages before it are
-        always its own.
+        The ranking states what it was made for: `k`, `exclude`, `allow`, `bias`, `model_version`
+        and `user_temperature` are needed only if it does not state them, as for a ranking that
+        fastrank did not make, or whose candidates were chosen beforehand. Arguments must agree with
+        what the ranking states. Its rules, their parameters and the earlier pages are always taken
+        from the ranking.
 
         Parameters
         ----------
         ranking : Ranking
-            As `Model.recommend` or `Catalog.rank` gave it.
+            A ranking from `Model.recommend` or `Catalog.rank`.
         k : int, optional
-            Places that were asked for.
+            Number of places requested.
         request_id : str, optional
-            Unique; otherwise a random UUID.
+            Must be unique; by default a random UUID.
         request_id_source : {"server", "gateway", "header", "body"}, optional
-            Where it came from: drawn by the server or the gateway before it, a header, or the body
-            of the request.
+            Where the request id came from: drawn by the server or by the gateway in front of it, a
+            header, or the body of the request.
         inference_id : str, optional
             The caller's label of SageMaker's request, which need not be unique.
         traceparent : str, optional
-            The trace that the request was part of, as W3C Trace Context writes it.
+            The trace that the request was part of, in the format of W3C Trace Context.
         run : str, optional
-            Name of the run that ranked it, with many others.
+            Name of the run that made it, together with other rankings.
         user_id : str or int, optional
-            Kept as text. Needed where the ranking left out what its user has seen.
+            Kept as text. Required if the ranking left out what its user has seen.
         experiment, arm, revision : str, optional
-            Which experiment the request was part of, in which of its arms, and under which revision
-            of what was drawn by: while shares are constant, that is one. Neither of the first two
-            goes without the other.
+            The experiment of the request, its arm, and the revision of what rankings were drawn by;
+            shares are constant under one revision. The first two require each other.
         evaluation_log_propensities : mapping of str to array_like of float, optional
-            Log-propensities of the same ranking under further policies, by their names, as
-            `Catalog.log_propensities` gives them: of shape (k,), -inf for what one never shows.
+            Log-propensities of the same ranking under further policies, by name, as returned by
+            `Catalog.log_propensities`: of shape (k,), -inf for items that a policy never shows.
         query : array_like of float, shape (d,), optional
-            The vector that was ranked for, needed unless `user_id` gives it in the model.
+            The vector that was ranked for; required unless `user_id` identifies it in the model.
         model_version : str, optional
         exclude, allow : array_like of ids, optional
-            What was left out, and what alone could be shown.
+            Items that were left out, and the only items that could be shown.
         bias : array_like of float, shape (n,), optional
             Stored once for each content.
         seed_source : {"server", "caller", "derived"}
-            Who chose the seed; "derived": nobody, for it follows from a secret and the request. A
+            Who chose the seed; "derived" means that it follows from a secret and the request. A
             caller who chooses the seed chooses the ranking, and its propensity is no longer true:
-            such rows are left out of evaluations.
+            evaluations leave such rows out.
         is_fallback : bool
-            Whether another policy stood in, for an unknown user say.
+            Whether another policy was used instead, for example for an unknown user.
         displayed : int, optional
-            How many places were really shown, from the first; None: all. 0: none, or nobody knows
-            as yet whether any will be (`join` takes impressions); evaluations leave such rows out.
+            How many places were really shown, from the top; None for all. 0 means none, or not yet
+            known (`join` takes impressions); evaluations leave such rows out.
         latency_us : float, optional
             Microseconds.
         candidate_set_id, n_candidates, retrieval : str, int, mapping, optional
-            Where only candidates were ranked: which, how many, and how they were found
-            (``name``, ``version``, ``params``, a mapping that JSON can hold). `allow` should be
-            the candidates: an evaluation cannot know otherwise what could have been shown. A
-            `FlatTail` ranking says the last two itself; it has no `candidate_set_id`, since all
-            items could have been shown.
+            If only candidates were ranked: which, how many, and how they were found (``name``,
+            ``version``, ``params``, a mapping that JSON can represent). `allow` should be the
+            candidates: otherwise an evaluation cannot know what could have been shown. A `FlatTail`
+            ranking states the last two itself; it has no `candidate_set_id`, since all items could
+            have been shown.
         user_temperature : float, optional
-            The user's own factor in the policy's temperature.
+            The user's factor in the policy's temperature.
         rewards : sequence of float or None, length of the ranking, optional
-            Where they are known already; None or NaN: not observed, which is not 0.
+            Rewards that are known already; None or NaN is not observed, which differs from 0.
         reward_kind, reward_ts : str, time, optional
         ts : datetime, datetime64 or int, optional
-            When it was served; an int counts microseconds since 1970, UTC. Now, otherwise.
+            When it was served; an int counts microseconds since 1970, UTC. By default now.
 
         Returns
         -------
@@ -343,8 +344,8 @@ class LogWriter:
         Raises
         ------
         ValueError
-            If an argument is invalid or contradicts the ranking, or the writer is closed; the
-            message names the argument and both values. Never because of the disk.
+            If an argument is invalid or contradicts the ranking (the message names it and the
+            value), or if the writer is closed. Never because of the disk.
 
         Examples
         --------
@@ -363,7 +364,9 @@ class LogWriter:
         if k is None:
             k = ranking.k
             if k is None:
-                raise ValueError("k: give it: the ranking does not say how many places it was for")
+                raise ValueError(
+                    "k: required, since the ranking does not state how many places it is for"
+                )
         k = _as_int64("k", k, low=1)
         if length > k:
             raise ValueError(f"k: the ranking has {length} places, got k = {k}")
@@ -371,7 +374,7 @@ class LogWriter:
             _agreed("k", ranking.k, k)
         if request_id is None:
             if request_id_source not in (None, "server"):
-                raise ValueError(f"request_id_source: {request_id_source!r} goes with a request_id")
+                raise ValueError(f"request_id_source: {request_id_source!r} needs a request_id")
             request_id, request_id_source = new_request_id(), "server"
         else:
             request_id = as_text("request_id", request_id)
@@ -392,8 +395,8 @@ class LogWriter:
             user_id = as_user(user_id)
         elif ranking.seen_id is not None:
             raise ValueError(
-                "user_id: give it: the ranking left out what its user has seen, and the log names"
-                " that by the user"
+                "user_id: required, since the ranking left out what its user has seen, and the log"
+                " names that by the user"
             )
         if experiment is not None or arm is not None or revision is not None:
             _check_experiment(experiment, arm, revision)
@@ -451,7 +454,7 @@ class LogWriter:
             values = as_float32("bias", values, values.shape)
             own = ranking.bias
             if own is None and ranking.k is not None:
-                raise ValueError(f"bias: the ranking was made with none, got {shown(bias)}")
+                raise ValueError(f"bias: the ranking was made without one; got {shown(bias)}")
             if own is not None and not np.array_equal(own, values):
                 _agreed("bias", own, values)
             bias_name = bias_id(values)
@@ -566,23 +569,23 @@ class LogWriter:
         run: Run | None = None,
         **same: Any,
     ) -> list[str]:
-        """Add the b rankings of a batch; arguments in the plural, and filters, have b entries.
+        """Add the b rankings of a batch; plural arguments, and filters, have b entries.
 
-        As for `append`, the batch says itself what it was asked for.
+        As in `append`, the batch states what it was made for.
 
         Parameters
         ----------
         batch : RankingBatch
-            As `Catalog.rank_batch` gave it.
+            A batch from `Catalog.rank_batch`.
         k : int, optional
         request_ids, user_ids, queries, exclude, allow : sequence of length b, optional
         bias : array_like of float, shape (n,), optional
-            One for all, as `Catalog.rank_batch` takes it.
+            One bias for all rankings, as in `Catalog.rank_batch`.
         run : Run, optional
-            What `user_ids` were ranked in, with its seeds: request ids are those that it gives them
-            unless there are others, so that a task which is tried again writes no ranking twice.
+            The run in which `user_ids` were ranked, with its seeds. Request ids follow from it
+            unless others are given, so that a task that is tried again writes no ranking twice.
         **same
-            What `append` takes, the same for all.
+            Arguments of `append`, the same for all rankings.
 
         Returns
         -------
@@ -618,9 +621,9 @@ class LogWriter:
 
     @staticmethod
     def _of_run(run: Run, batch: RankingBatch, user_ids: Any) -> list[str]:
-        """Request ids; a ValueError where the batch was drawn by other seeds than the run's."""
+        """Request ids of a run; ValueError if the batch was not drawn by the run's seeds."""
         if user_ids is None:
-            raise ValueError("user_ids: give them: the request ids of a run follow from them")
+            raise ValueError("user_ids: required, since the request ids of a run follow from them")
         user_ids = as_column("user_ids", user_ids, f"{len(batch)} entries")
         if len(user_ids) != len(batch):
             raise ValueError(f"user_ids: expected {len(batch)} entries, got {len(user_ids)}")
@@ -629,38 +632,37 @@ class LogWriter:
         for i, (ranking, seed) in enumerate(zip(batch, seeds, strict=True)):
             if ranking.seed != seed:
                 raise ValueError(
-                    f"run: ranking {i} was drawn by the seed {ranking.seed}, which is not the run's"
-                    f" for its user, {seed}: rank with seeds=run.seeds(user_ids)"
+                    f"run: ranking {i} was drawn by the seed {ranking.seed}, but the run's seed for"
+                    f" its user is {seed}: rank with seeds=run.seeds(user_ids)"
                 )
         return found
 
     def append_table(
         self, table: pa.Table | pa.RecordBatch, rules: Mapping[str, Rules] | None = None
     ) -> int:
-        """Add rows that are in the log's schema already, such as those of an adapter.
+        """Add rows that are already in the log's schema, such as those of an adapter.
 
         Parameters
         ----------
         table : pyarrow.Table or RecordBatch
-            Columns of the schema, by name; those that are absent are null. Rows of schema 1 become
-            rows of schema 2. Other columns are kept.
-            `writer_id` and `writer_seq` are set anew. What the rows say is not checked:
-            `LogReader` does that.
+            Columns of the schema, by name; absent columns are null. Rows of schema 1 become rows of
+            schema 2. Other columns are kept. `writer_id` and `writer_seq` are set anew. The content
+            of the rows is not checked: `LogReader` does that.
         rules : mapping of str to Rules, optional
-            By their ids, those that rows name, such as `DataCapture.rules`; they are stored beside
-            the rows, without which nobody can compute propensities under them again.
+            The rules that rows name, by id, such as `DataCapture.rules`. They are stored beside the
+            rows; without them propensities under these rules cannot be recomputed.
 
         Returns
         -------
         int
-            Rows added; they are written out before this returns, unless the disk refuses.
+            Number of rows added; they are written before this returns, unless the disk refuses.
 
         Raises
         ------
         ValueError
-            If rules stand under an id that is not theirs, a column cannot be taken in the schema's
-            type, or a table of schema 1 has a column of its own under a name that schema 2 has
-            given to another.
+            If rules are given under an id that is not theirs, a column cannot be converted to the
+            schema's type, or a table of schema 1 has its own column under a name that schema 2
+            uses.
         """
         if not isinstance(table, pa.Table | pa.RecordBatch):
             raise ValueError(f"table: expected a pyarrow Table or RecordBatch, got {table!r}")
@@ -680,14 +682,14 @@ class LogWriter:
                 start = self._seq
                 self._seq += full.num_rows
             with GATE:
-                self._convert()  # what came before stands before
+                self._convert()  # earlier rows come first
             for at in range(0, full.num_rows, self._flush_rows):
                 with GATE:
                     self._append_part(full.slice(at, self._flush_rows), start + at, rules or {})
         return int(full.num_rows)
 
     def _append_part(self, part: pa.Table, start: int, rules: Mapping[str, Rules]) -> None:
-        """Write rows with their place in the sequence; `_disk` is held."""
+        """Write rows with their numbers in the sequence; `_disk` is held."""
         own: dict[str, Any] = {
             "writer_id": pa.array([self.writer_id] * part.num_rows, pa.string()),
             "writer_seq": pa.array(np.arange(start, start + part.num_rows), pa.int64()),
@@ -710,7 +712,7 @@ class LogWriter:
                 self._release(last.contents)
 
     def _admit(self, kind: IdKind) -> None:
-        """Whether rows of this kind may come; `_lock` is held."""
+        """Check that rows of this kind may be added; `_lock` is held."""
         if self._closed:
             raise ValueError(f"the log writer of {self._directory} is closed")
         if self._kind is None:
@@ -721,10 +723,10 @@ class LogWriter:
             self._flusher = THREADS.start(self._flush_for_ever)
 
     def _accepts(self, contents: dict[str, Content]) -> bool:
-        """Whether there is room for one more row, and if so keep its contents."""
+        """Whether there is room for one more row; if so, keep its contents."""
         if len(self._rows) + self._waiting_rows >= self._max_rows:
             return False
-        # Every part brings what its rows name: what was on the disk once may be gone by now.
+        # Every part includes what its rows name, since files on the disk may have been removed.
         contents = {name: v for name, v in contents.items() if name not in self._contents}
         if contents:
             new = [values for name, values in contents.items() if name not in self._held]
@@ -735,7 +737,7 @@ class LogWriter:
         return True
 
     def _hold(self, contents: Mapping[str, Content]) -> dict[str, Content]:
-        """Keep what one more part brings, not the caller's own; `_lock` is held."""
+        """Keep the contents of one more part, not the caller's own objects; `_lock` is held."""
         held = {}
         for name, values in contents.items():
             kept, parts = self._held.get(name) or (None, 0)
@@ -749,7 +751,7 @@ class LogWriter:
     def _filters(
         self, kind: IdKind, exclude: Ids | None, allow: Ids | None, contents: dict[str, Content]
     ) -> tuple[dict[str, str] | None, dict[str, list[Any] | None]]:
-        """Hashes of the lists that are long, and the lists that are not."""
+        """Hashes of the long lists, and the other lists themselves."""
         names: dict[str, str] = {}
         inline: dict[str, list[Any] | None] = {"exclude": None, "allow": None}
         for role, given in (("exclude", exclude), ("allow", allow)):
@@ -766,7 +768,7 @@ class LogWriter:
                 inline[role] = ids
         return names or None, inline
 
-    # What goes out.
+    # Outgoing rows.
 
     def _flush_for_ever(self) -> None:
         while True:
@@ -786,7 +788,7 @@ class LogWriter:
                     self._changed.wait(left)
             try:
                 self.flush()
-            except Exception:  # nobody would notice that this thread is gone
+            except Exception:  # nobody would notice the end of this thread
                 _LOG.exception("%s: rows wait", self._directory)
                 self._failing = True
 
@@ -797,19 +799,19 @@ class LogWriter:
             return self._write()
 
     def _convert(self) -> None:
-        """Rows to Arrow; `_disk` is held."""
+        """Convert rows to Arrow; `_disk` is held."""
         with self._lock:
             rows, self._rows = self._rows, []
             contents, self._contents = self._contents, {}
-            self._waiting_rows += len(rows)  # so that they go on counting
+            self._waiting_rows += len(rows)  # so that they still count
             kind = self._kind
         if not rows or kind is None:
             return
         try:
             batch = as_batch(rows, kind, self.writer_id)
         except _NOT_CONVERTED:
-            # `append` lets nothing in that does not convert; should it ever, one row must not
-            # take the others with it.
+            # `append` accepts only rows that can be converted; if one ever cannot, it must not
+            # affect the others.
             batches = []
             for row in rows:
                 try:
@@ -827,7 +829,7 @@ class LogWriter:
             self._dropped += rows
 
     def _write(self) -> bool:
-        """Write what waits, in order; `_disk` is held. False if the disk refuses."""
+        """Write waiting parts, in order; `_disk` is held. False if the disk refuses."""
         while self._waiting:
             first = self._waiting[0]
             try:
@@ -858,14 +860,14 @@ class LogWriter:
         return True
 
     def _seconds_left(self) -> float:
-        """Seconds until the growing segment is sealed for its age; infinite where there is none."""
+        """Seconds until the segment is sealed because of its age; infinite without one."""
         segment = self._segment
         if segment is None:
             return math.inf
         return segment.since + self._segment_seconds - time.monotonic()
 
     def _release(self, contents: dict[str, Content]) -> None:
-        """Hold what a part named no longer for it; `_lock` is held."""
+        """Release what a part named; `_lock` is held."""
         for name, values in contents.items():
             _, parts = self._held.pop(name)
             if parts > 1:
@@ -874,7 +876,7 @@ class LogWriter:
                 self._contents_bytes -= size_of(values)
 
     def _open_segment(self, columns: pa.Schema) -> Segment:
-        """The file that grows, of these columns; another one if it is not where it was."""
+        """The growing file with these columns; a new one if it is no longer where it was."""
         segment = self._segment
         if segment is not None and not (
             segment.place() == "here" and segment.columns.equals(columns)
@@ -882,7 +884,7 @@ class LogWriter:
             self._rotate()
         while self._segment is None:
             path = self._directory / f"{self.writer_id}-{self._number:06d}.arrow"
-            # Deleted under a running writer, say: keeping the rows matters more than why.
+            # It may have been deleted under a running writer: keep the rows, whatever the reason.
             self._directory.mkdir(parents=True, exist_ok=True)
             try:
                 self._segment = Segment(path, columns)
@@ -894,7 +896,7 @@ class LogWriter:
         return self._segment
 
     def _rotate(self) -> None:
-        """Give the segment to a thread that seals it."""
+        """Pass the segment to a thread that seals it."""
         segment, self._segment = self._segment, None
         self._number += 1
         if segment is None:
@@ -904,12 +906,12 @@ class LogWriter:
             _LOG.warning(
                 "%s was moved: it keeps its %d rows, and is not sealed", segment.path, segment.rows
             )
-        if place != "changed":  # what it ends with then may be half a message
+        if place != "changed":  # otherwise it may end with half a message
             segment.finish()
         self._in_background(lambda: self._seal(segment))
 
     def _seal(self, segment: Segment) -> None:
-        """In a thread of its own; rows that are in no file then are lost."""
+        """In a separate thread; counts rows that are in no file afterwards as lost."""
         lost = segment.rows - segment.seal()
         if lost > 0:
             with self._lock:
@@ -919,7 +921,7 @@ class LogWriter:
 
     def _in_background(self, work: Callable[[], object]) -> None:
         self._sealers = [one for one in self._sealers if one.is_alive()]
-        with contextlib.suppress(RuntimeError):  # as the interpreter ends: the next writer seals
+        with contextlib.suppress(RuntimeError):  # at interpreter exit: the next writer seals
             self._sealers.append(THREADS.start(work))
 
     def _seal_abandoned(self) -> None:
@@ -930,7 +932,7 @@ class LogWriter:
             _LOG.warning("%s: could not look for abandoned segments: %s", self._directory, error)
 
     def close(self) -> None:
-        """Flush, seal, and end; rows that the disk refuses even now are dropped and counted."""
+        """Flush, seal, and end; rows that the disk still refuses are dropped and counted."""
         with self._changed:
             if self._closed:
                 return
@@ -955,27 +957,27 @@ _WRITERS: weakref.WeakSet[LogWriter] = weakref.WeakSet()
 
 
 def _agreed(name: str, own: object, given: object) -> None:
-    """Refuse an argument that is not what the ranking says itself."""
+    """Refuse an argument that contradicts the ranking."""
     if own is not None:
         one, other = (v.tolist() if isinstance(v, np.ndarray) else v for v in (own, given))
         raise ValueError(f"{name}: the ranking was made with {shown(one)}, got {shown(other)}")
 
 
 def _agreed_ids(name: str, own: Ids, given: Ids) -> None:
-    """As `_agreed`, of filters, which are sets."""
+    """Like `_agreed`, for filters, which are sets."""
     if own is given:
         return
     one, other = canonical(name, own), canonical(name, given)
     if isinstance(one, list) and isinstance(other, list):
         same = one == other
-    else:  # a list of texts is never an array of integers
+    else:  # a list of strings is never an array of integers
         same = type(one) is type(other) and np.array_equal(one, other)
     if not same:
         _agreed(name, own, given)
 
 
 def _own_ids(name: str, kind: IdKind, found: Listed) -> list[Any]:
-    """A list of its own, since the caller's may change before it is written."""
+    """A copy of a list, since the caller may change it before it is written."""
     ids: list[Any] = list(found) if isinstance(found, list) else found.tolist()
     if ids and isinstance(ids[0], str) != (kind == "str"):
         raise ValueError(f"{name}: the item ids are {kind}, got {shown(ids[0])}")
@@ -986,18 +988,18 @@ def _own_ids(name: str, kind: IdKind, found: Listed) -> list[Any]:
 
 
 def _check_experiment(experiment: object, arm: object, revision: object) -> None:
-    """A ValueError where an evaluation could not tell whose arm a row is of."""
+    """Raise ValueError if an evaluation could not tell which arm a row belongs to."""
     given = {"experiment": experiment, "arm": arm, "revision": revision}
     for name, value in given.items():
         if value is not None and as_text(name, value) == "":
             raise ValueError(f"{name}: must not be empty")
     for name, beside in (("experiment", "arm"), ("arm", "experiment")):
         if given[name] is None and given[beside] is not None:
-            raise ValueError(f"{name}: give it: {beside} is {given[beside]!r}")
+            raise ValueError(f"{name}: required, since {beside} is {given[beside]!r}")
 
 
 def _as_int64(name: str, value: object, low: int) -> int:
-    """A count that a column can hold: what cannot be written must not wait to be."""
+    """A count that fits the column: a row that cannot be written must not be accepted."""
     number = as_count(name, value, low)
     if number >= 2**63:
         raise ValueError(f"{name}: must fit int64, got {shown(number)}")
@@ -1019,11 +1021,11 @@ atexit.register(_flush_all)
 
 
 def _kind_of_directory(directory: Path) -> IdKind | None:
-    """Of the log that is there; None where there is none that can be read."""
+    """Type of the item ids of an existing log; None if there is no readable one."""
     for file in directly_in(directory, ".parquet")[-3:]:
         try:
             return kind_of(pq.read_schema(file))
-        except Exception:  # a parser of a stranger's file may raise anything
+        except Exception:  # a parser may raise anything for a foreign file
             continue
     for file in directly_in(directory, ".arrow")[-3:]:
         try:

@@ -1,4 +1,4 @@
-"""Off-policy evaluation: what another policy would have earned, from logs of this one."""
+"""Off-policy evaluation: estimate from a log what another policy would have earned."""
 
 from fastrank.ope.arms import evaluate_arms
 from fastrank.ope.armsresults import ArmResult, ArmsEvaluation, Compared, Crossed

@@ -1,9 +1,9 @@
-"""By what each arm of an experiment ranks, and what its policies say of all arms' rows.
+"""The policies of an experiment's arms, and their propensities for the rows of all arms.
 
-An experiment's rows were drawn by a mixture: an arm is drawn by its share, and a ranking by the
-arm's policy. Weights under the mixture are never above one over the share of the arm that is most
-like the policy that is asked about (Veach and Guibas 1995, "Optimally combining sampling techniques
-for Monte Carlo rendering": the balance heuristic).
+An experiment's rows were drawn by a mixture: first an arm by its share, then a ranking by the arm's
+policy. A weight under the mixture never exceeds one over the share of the arm most similar to the
+evaluation policy (Veach and Guibas 1995, "Optimally combining sampling techniques for Monte Carlo
+rendering": the balance heuristic).
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from fastrank.scorer import Scorer
 
 __all__ = ["ArmPolicies"]
 
-_EXACT = 1e-3  # how far an arm's policy may be off the logged log-propensities: no weight shows it
+_EXACT = 1e-3  # largest error in logged log-propensities that does not affect weights
 
 
 class ArmPolicies:
-    """What drew the rows of each arm, in each period, as evaluation policies.
+    """The policies that drew the rows of each arm, by period, as evaluation policies.
 
     Parameters
     ----------
     log : ExperimentLog
     given : mapping of str to EvaluationPolicy
-        By arm; of the others the policy is what their rows say, on a model of `logging`.
+        By arm; the policies of the other arms are those that their rows state, on a model of
+        `logging`.
     logging : sequence of Model or Catalog
 
     Attributes
     ----------
     why_not : dict of str to str
-        Of arms whose policy is not known, why.
+        For arms with an unknown policy, the reason.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class ArmPolicies:
         for j, period in enumerate(log.periods):
             rules = {frozenset(cell.rules) for cell in period.arms.values()}
             versions = [{each.model_version for each in c.strata} for c in period.arms.values()]
-            # Models that were exchanged while shares were constant are those of all arms, each in
-            # its time. Where each arm has had one, it may be another one's or not.
+            # If models were replaced while shares were constant, all arms used each of them in
+            # turn. If each arm had one model, they may be the same or different ones.
             has_several = max(map(len, versions)) > 1
             for version in sorted(set().union(*versions), key=str) if has_several else [None]:
                 group = _Group(j, has_several, version, {})
@@ -79,21 +80,21 @@ class ArmPolicies:
                 self._groups.append(group)
 
     def described(self, arm: str) -> str | None:
-        """An arm's policies in a few words, in the order of the periods; None: not known."""
+        """Describe an arm's policies, in the order of the periods; None if they are unknown."""
         if arm in self.why_not:
             return None
         said = [describe(g.policies[arm]) for g in self._groups if arm in g.policies]
         return "; then ".join(dict.fromkeys(said)) or None
 
     def any_of(self, arm: str) -> EvaluationPolicy | None:
-        """An arm's policy of the first period that has it; None where some is not known."""
+        """An arm's policy in the first period that has one; None if some policy is unknown."""
         if arm in self.why_not:
             return None
         return next((g.policies[arm] for g in self._groups if arm in g.policies), None)
 
     @property
     def why_no_mixture(self) -> str | None:
-        """Why rows cannot be weighed by the mixture; None: they can."""
+        """Why rows cannot be weighed by the mixture; None if they can."""
         for group in self._groups:
             period = self._log.periods[group.period]
             if period.shares is None:
@@ -105,14 +106,14 @@ class ArmPolicies:
                 return f"arms have different catalogs ({period.name})"
             for arm in period.arms:
                 if arm in self.why_not:
-                    return f"the policy of arm {arm} is not known: {self.why_not[arm]}"
+                    return f"the policy of arm {arm} is unknown: {self.why_not[arm]}"
             for arm, share in period.shares.items():
                 if share and arm not in group.policies:
-                    return f"arm {arm} has no rows that say its policy ({period.name})"
+                    return f"arm {arm} has no rows that state its policy ({period.name})"
         return None
 
     def false(self, most: float) -> list[str]:
-        """Arms that were not drawn by their policy, in more than this share of their rows."""
+        """Arms whose rows, in more than this share, were not drawn by their policy."""
         return [arm for arm in self._arms if self._off[arm] > most * self._checked[arm]]
 
     def judged(
@@ -121,7 +122,7 @@ class ArmPolicies:
         rows: Mask,
         judge: Callable[[LogBatch, IntArray, Sequence[EvaluationPolicy]], list[Judged]],
     ) -> dict[str, Judged]:
-        """What each arm's policy, as of the row's period, says of `rows` (n,), by arm."""
+        """Propensities of `rows` (n,) under each arm's policy in the row's period, by arm."""
         groups, arms = self._groups_of(batch)
         empty = np.zeros(len(batch), np.bool_)
         found: dict[str, Judged] = {}
@@ -155,9 +156,9 @@ class ArmPolicies:
     def mixed(
         self, batch: LogBatch, rows: Mask, judged: Mapping[str, Judged]
     ) -> tuple[LogBatch, dict[str, Mask]]:
-        """The batch as the mixture drew it, and rows (n,) that cannot be so, by the reason.
+        """The batch as drawn by the mixture, and the rows (n,) that cannot be, by reason.
 
-        Its strata are `laws`. A row's own arm counts with the propensity that was logged.
+        Its strata are `laws`. For a row's own arm the logged propensity is used.
         """
         groups, arms = self._groups_of(batch)
         nothing = np.zeros(len(batch), np.bool_)
@@ -179,7 +180,7 @@ class ArmPolicies:
                 for reason, which in each.unknown.items():
                     unknown[reason] = unknown.get(reason, nothing) | (which & of_group)
         prefixes = np.where((rows & (groups >= 0))[:, None], prefixes, logged)
-        # Rounding aside, a longer prefix is no likelier.
+        # Apart from rounding, a longer prefix is never more likely.
         mixture = np.minimum(np.diff(prefixes, axis=1, prepend=0.0), 0.0)
         return replace(
             batch, log_propensities=mixture, stratum=groups.astype(np.int32), _values={}
@@ -187,7 +188,7 @@ class ArmPolicies:
 
     @property
     def laws(self) -> list[Stratum]:
-        """The mixtures, of periods and the models that were exchanged in one, as strata."""
+        """Mixtures as strata, one for each period and each model used in it."""
         found = []
         for group in self._groups:
             period = self._log.periods[group.period]
@@ -204,9 +205,9 @@ class ArmPolicies:
         return found
 
     def _groups_of(self, batch: LogBatch) -> tuple[IntArray, IntArray]:
-        """Of rows, the indices into `_groups` and into the log's arms; (n,) each.
+        """For each row, its index into `_groups` and into the log's arms; (n,) each.
 
-        -1 for a fallback's of a model that ranked nothing else.
+        -1 for a row of the fallback whose model ranked nothing else.
         """
         periods, arms = self._log.cells(batch)
         codes, versions = batch.texts("model_version")
@@ -221,15 +222,15 @@ class ArmPolicies:
 
 
 class _Group(NamedTuple):
-    """Rows of a period that were drawn by one policy an arm, and those policies."""
+    """Rows of a period that one policy per arm drew, and those policies."""
 
     period: int
-    has_several: bool  # models, of which these rows are of one
+    has_several: bool  # models in the period, of which these rows have one
     version: str | None  # of that model
     policies: dict[str, EvaluationPolicy]
 
     def strata(self, cell: Cell) -> list[Stratum]:
-        """Those of an arm's that are of this group."""
+        """The strata of an arm that belong to this group."""
         return [
             each
             for each in cell.strata
@@ -240,18 +241,18 @@ class _Group(NamedTuple):
 def _policy_of(
     arm: str, cell: Cell, group: _Group, logging: Sequence[Model | Scorer]
 ) -> EvaluationPolicy:
-    """What drew the rows of an arm in a group; a ValueError says why that is not known."""
+    """The policy that drew an arm's rows in a group; a ValueError says why it is unknown."""
     if not logging:
-        raise ValueError("no model is given that its rows could be of")
+        raise ValueError("no model is given that its rows could come from")
     if cell.has_candidates:
-        raise ValueError("its rows ranked candidates alone")
+        raise ValueError("its rows ranked only candidates")
     strata = group.strata(cell)
     if not cell.strata:
-        raise ValueError("all of its rows are of the fallback")
+        raise ValueError("all of its rows were ranked by the fallback")
     if not strata:
         raise ValueError(f"it has no rows of the model {str(group.version)[:12]}, as others have")
     if len(strata) > 1 or len(cell.strata) > MOST_STRATA:
-        raise ValueError("its rows are of several policies or catalogs while shares were constant")
+        raise ValueError("its rows have several policies or catalogs while shares were constant")
     (stratum,) = strata
     try:
         inference_type = inference_type_of(stratum.policy_name)
@@ -278,7 +279,7 @@ def _catalog(cell: Cell, group: _Group) -> str | None:
 
 
 def _joined(before: Judged | None, new: Judged, rows: Mask, nothing: Mask) -> Judged:
-    """One with the `rows` (n,) of a new one."""
+    """An earlier result, with the `rows` (n,) of a new one."""
 
     def of(old: FloatArray | None, each: FloatArray) -> FloatArray:
         mask = rows if each.ndim == 1 else rows[:, None]

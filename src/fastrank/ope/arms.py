@@ -1,4 +1,4 @@
-"""The arms of an experiment: whether they can be compared, what each earned, and what all say."""
+"""Compare the arms of an experiment: whether that is valid, what each earned, what all show."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fastrank.scorer import Scorer
 __all__ = ["evaluate_arms"]
 
 _ABOUT_PROPENSITIES = ("audit_failed", "arms_contradict")
-_OF_LAWS = ("iips", "pi")  # want marginals under the logging law, which a mixture's are not
+_OF_LAWS = ("iips", "pi")  # they need marginals under the logging law; a mixture has none
 
 
 def evaluate_arms(
@@ -66,16 +66,19 @@ def evaluate_arms(
     Parameters
     ----------
     log : LogReader or ExperimentLog
-        The latter has its `experiment` and `shares`.
+        The latter states its `experiment` and `shares`.
     policies : sequence of EvaluationPolicy
-        To be estimated from all arms' rows; may be empty. One with an arm's name for its label is
-        that arm's policy. Of other arms it is what their rows say, on a model of `logging`.
+        Policies to estimate from all arms' rows; may be empty. A policy whose label is an arm's
+        name is that arm's policy. The policies of other arms are those that their rows state, on a
+        model of `logging`.
     experiment : str, optional
-        By default the only one of the log.
+        By default the only experiment of the log.
     shares : mapping, optional
-        As of `ExperimentLog`: what arms were to have, always, or by revision or time.
+        As in `ExperimentLog`: the shares that arms should have had, for the whole log, or by
+        revision or time.
     control : str, optional
-        The arm that others are compared with; by default the one called so, or else the first.
+        The arm that the others are compared with; by default the one named "control", or else the
+        first.
     logging, places, estimators, lead, reference, cluster, level, thresholds, clip
         As in `evaluate`.
     reward_range, reward_model, include_fallback, include_caller_seeds
@@ -90,12 +93,12 @@ def evaluate_arms(
     Raises
     ------
     ValueError
-        As of `ExperimentLog` and `evaluate`; if there is no such arm.
+        As in `ExperimentLog` and `evaluate`; if there is no such arm.
 
     Notes
     -----
-    The log is read twice: to find arms and their times, and to sum. Arms' policies are computed for
-    all rows, each at the cost of an evaluation policy.
+    The log is read twice: to find arms and their periods, and to sum. Arms' policies are computed
+    for all rows, and each costs as much as an evaluation policy.
 
     Examples
     --------
@@ -120,7 +123,7 @@ def evaluate_arms(
     if not isinstance(log, ExperimentLog):
         log = ExperimentLog(log, experiment, shares=shares)
     elif experiment not in (None, log.name) or shares is not None:
-        raise ValueError("log: has its experiment and its shares; give none beside it")
+        raise ValueError("log: states its experiment and its shares; give neither")
     if control is None:
         control = "control" if "control" in log.arms else log.arms[0]
     if control not in log.arms:
@@ -152,7 +155,7 @@ def evaluate_arms(
 
 
 class _Arms:
-    """What is kept of the batches of an experiment."""
+    """Running sums over the batches of an experiment."""
 
     def __init__(
         self,
@@ -170,7 +173,7 @@ class _Arms:
         self._set_aside = {arm: Counter[str]() for arm in log.arms}
         self._rows = dict.fromkeys(log.arms, 0)
         self._seeds = SharedSeeds()
-        # By the other arm, and the period: those of the other arm and of the control.
+        # By other arm and period: the estimators of the other arm and of the control.
         self._pairs: dict[tuple[str, int], tuple[Avg, Avg]] = {}
         self._crossings = []
         for other in self._others:
@@ -188,7 +191,7 @@ class _Arms:
         if self._why_no_mixture is None and asked.places > 1:
             of_laws = [name for name in asked.names if name in _OF_LAWS]
             if of_laws:
-                self._why_no_mixture = f"{of_laws[0]} wants marginals under one logging policy"
+                self._why_no_mixture = f"{of_laws[0]} needs marginals under one logging policy"
         self._pooled = Reading(asked, choice, reward_model) if asked.policies else None
 
     def take(self, batch: LogBatch) -> None:
@@ -244,7 +247,7 @@ class _Arms:
         if any("arms_contradict" in each.difference.reasons for each in crossed):
             against.append("arms_contradict")
         level = 1.0 - (1.0 - asked.level) / max(len(self._others), 1)
-        # Arms' own rewards are what they are, whatever propensities are.
+        # Arms' own rewards do not depend on propensities.
         of_rows = [each for each in against if each not in _ABOUT_PROPENSITIES]
         compared = [self._compared(other, level, of_rows) for other in self._others]
         pooled = None
@@ -285,13 +288,13 @@ class _Arms:
         return self._why_no_mixture is None
 
     def _against(self, ratio: SampleRatio) -> list[str]:
-        """What speaks against the arms' rows."""
+        """Reasons against the arms' rows."""
         limits, found = self._asked.thresholds, []
         if not ratio.fits:
             found.append("sample_ratio")
         if ratio.users_in_two_arms > limits.set_aside * ratio.counted:
             found.append("users_in_two_arms")
-        # Rows that are left out of one arm more than of another one may go by what it showed.
+        # If more rows are left out of one arm than of another, that may depend on what was shown.
         left = [self._set_aside[arm].total() / rows for arm, rows in self._rows.items() if rows]
         unknown = [
             self._set_aside[arm]["reward_not_observed"] / rows
@@ -343,7 +346,7 @@ class _Arms:
 
 
 class _Crossing:
-    """One arm as another one's rows say it, beside what it earned itself, by period."""
+    """One arm, estimated from another arm's rows and from its own, by period."""
 
     def __init__(self, arm: str, source: str, log: ExperimentLog, reading: Reading) -> None:
         self.arm = arm
@@ -376,7 +379,7 @@ class _Crossing:
                 laws=self._laws,
                 judged=[judged.where(rows)],
             )
-        # Of its own rows those that could have been told from another's.
+        # Of its own rows, those that another arm's rows could estimate.
         own = ran & (arms == log.arms.index(self.arm)) & judged.known
         for j in np.unique(periods[own]).tolist():
             of_period = Part(

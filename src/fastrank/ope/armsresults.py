@@ -1,4 +1,4 @@
-"""What a log says of an experiment's arms, and in plain language."""
+"""Results about an experiment's arms, also in plain language."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastrank.ope.verdict import explain
 
 __all__ = ["ArmResult", "ArmsEvaluation", "Compared", "Crossed"]
 
-_ARMS_SAID = 5  # in a repr
+_ARMS_SAID = 5  # most arms in a repr
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -26,13 +26,13 @@ class ArmResult:
     ----------
     arm : str
     policy : str or None
-        What it ranks by, in a few words; None where that is not known.
+        How it ranks, in a few words; None if unknown.
     why_not_known : str or None
     rows, rows_used : int
     set_aside : dict of str to int
         Rows not used, by reason.
     earned : Estimate
-        Its mean reward a ranking, over all rows used.
+        Its mean reward per ranking, over all rows used.
     """
 
     arm: str
@@ -49,15 +49,15 @@ class ArmResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Compared:
-    """An arm less the control, over the times at which both ran, within periods.
+    """The difference of an arm to the control, over the periods in which both ran.
 
     Attributes
     ----------
     arm, control : str
     rows : dict of str to int
-        Used of each.
+        Rows used of each.
     periods : int
-        Times of constant shares in which both have rows.
+        Periods of constant shares in which both have rows.
     difference : Difference
     """
 
@@ -74,17 +74,17 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Crossed:
-    """An arm as another arm's rows say it, off-policy, over the times at which both ran.
+    """An arm estimated off-policy from another arm's rows, over the periods in which both ran.
 
     Attributes
     ----------
     arm, source : str
     estimated : PolicyResult
-        From the source's rows.
+        Estimated from the source's rows.
     difference : Difference
-        What is estimated less what the arm earned itself.
+        The estimate minus what the arm itself earned.
     z : float or None
-        The difference in standard errors; None where the estimate is not `ok`.
+        The difference in standard errors; None if the estimate is not `ok`.
     """
 
     arm: str
@@ -100,37 +100,37 @@ class Crossed:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ArmsEvaluation:
-    """What a log says of an experiment.
+    """Results of an experiment, from its log.
 
     Attributes
     ----------
     experiment, control : str
     status : {"ok", "low_overlap", "malformed_log", "unsupported"}
-        Of the experiment as a whole.
+        Status of the experiment as a whole.
     reasons : tuple of str
-        What is against it: keys of `REASONS`.
+        Problems of the experiment: keys of `REASONS`.
     sample_ratio : SampleRatio
     periods : tuple of dict
-        Times of constant shares: `name`, `shares` (or None), `first`, `last` and `rows` by arm.
+        Periods of constant shares: `name`, `shares` (or None), `first`, `last` and `rows` by arm.
     arms : tuple of ArmResult
     compared : tuple of Compared
-        Each other arm with the control.
+        Each other arm, compared with the control.
     crossed : tuple of Crossed
-        The control from each other arm's rows, and the reverse, where policies are known.
+        The control from each other arm's rows, and the reverse, if policies are known.
     weighed_by : {"mixture", "arm"}
-        What the propensities of pooled rows are: those of all arms by their shares, or those of
-        the row's own arm.
+        The propensities of pooled rows: "mixture" if those of all arms by their shares, "arm" if
+        those of the row's own arm.
     why_no_mixture : str or None
     pooled : Evaluation or None
-        Of the policies that were asked about, from all arms' rows.
+        Estimates of the requested policies, from all arms' rows.
     rows_without_arm : int
-        Rows of the experiment that say no arm, and are left out.
+        Rows of the experiment that state no arm, and are left out.
     thresholds : Thresholds
-        That statuses were judged by.
+        The thresholds of the statuses.
     level, difference_level : float
-        Of intervals, and of those of differences, which are stricter (Bonferroni).
+        Levels of intervals, and of intervals of differences, which are stricter (Bonferroni).
     log : dict
-        What the reader found.
+        The reader's report.
     """
 
     experiment: str
@@ -159,7 +159,7 @@ class ArmsEvaluation:
 
     @property
     def verdict(self) -> tuple[str, ...]:
-        """In plain language, for somebody who has to decide."""
+        """The results in plain language, for the person who has to decide."""
         return (
             _said_of_ratio(self.sample_ratio),
             *(_said_of_difference(each, self) for each in self.compared),
@@ -168,16 +168,16 @@ class ArmsEvaluation:
 
     @property
     def pooling(self) -> str:
-        """What policies are estimated by, in plain language."""
+        """How rows are weighed, in plain language."""
         if self.why_no_mixture is None:
             return "Rows of all arms are weighed by the mixture of their policies, by their shares."
         return (
-            "Rows are weighed by the propensities of their own arm, and not by the mixture of all:"
+            "Rows are weighed by the propensities of their own arm, not by the mixture of all:"
             f" {self.why_no_mixture}."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; what is not finite is None."""
+        """The results in JSON's types; a value that is not finite is None."""
         found: dict[str, Any] = plain(asdict(replace(self, pooled=None)))
         found["pooled"] = None if self.pooled is None else self.pooled.to_dict()
         return {**found, "verdict": list(self.verdict)}
@@ -186,7 +186,7 @@ class ArmsEvaluation:
 def _said_of_ratio(ratio: SampleRatio) -> str:
     unit = ratio.unit
     several = (
-        f" {ratio.users_in_two_arms:,} users are in several arms at once, and count for none."
+        f" {ratio.users_in_two_arms:,} users are in several arms at once, and are not counted."
         if ratio.users_in_two_arms
         else ""
     )
@@ -197,7 +197,7 @@ def _said_of_ratio(ratio: SampleRatio) -> str:
         said = f"Whether the shares of {unit} are right was not tested: {ratio.why_not}."
         return f"{said}{several}{moved}"
     if ratio.fits:
-        said = f"Shares of {unit} are as they were to be (p = {ratio.p_value:.3g})."
+        said = f"Shares of {unit} are as intended (p = {ratio.p_value:.3g})."
         return f"{said}{several}{moved}"
     worst = min(ratio.periods, key=lambda each: each.p_value)
     counts = ", ".join(
@@ -205,8 +205,8 @@ def _said_of_ratio(ratio: SampleRatio) -> str:
         for arm, count in worst.counts.items()
     )
     return (
-        f"The comparison of the arms is not to be trusted: shares of {unit} are not as they were to"
-        f" be, p = {ratio.p_value:.2g} (at least {LEAST_P:g}); {worst.period}: {counts}."
+        f"The comparison of the arms is not reliable: shares of {unit} are not as intended, p ="
+        f" {ratio.p_value:.2g} (at least {LEAST_P:g}); {worst.period}: {counts}."
         f"{several}{moved}"
     )
 
@@ -214,15 +214,15 @@ def _said_of_ratio(ratio: SampleRatio) -> str:
 def _said_of_difference(each: Compared, found: ArmsEvaluation) -> str:
     difference, pair = each.difference, f"{each.arm} and {each.control}"
     if "no_rows" in difference.reasons:
-        return f"{pair} cannot be compared: there is no time at which both ran."
+        return f"{pair} cannot be compared: there is no period in which both ran."
     if difference.status != "ok":
         why = "; ".join(REASONS[reason] for reason in difference.reasons)
-        return f"A comparison of {pair} cannot be relied on: {why}."
+        return f"A comparison of {pair} is not reliable: {why}."
     assert difference.value is not None
     assert difference.interval is not None
     low, high = difference.interval
     between = f"{100 * difference.level:.4g} % interval: {low:+.3g} to {high:+.3g}"
-    when = f", over {each.periods} times of constant shares" if each.periods > 1 else ""
+    when = f", over {each.periods} periods of constant shares" if each.periods > 1 else ""
     if low > 0.0 or high < 0.0:
         which = "more" if low > 0.0 else "less"
         amount = f"{abs(difference.value):.4g} {which} a ranking than {each.control}"
@@ -237,16 +237,18 @@ def _said_of_crossed(each: Crossed, thresholds: Thresholds) -> str:
             explain(reason, estimate, each.estimated.uncovered, thresholds)
             for reason in estimate.reasons
         )
-        return f"{each.arm} cannot be told from {each.source}'s rows: {why}."
+        return f"{each.arm} cannot be estimated from {each.source}'s rows: {why}."
     if each.z is None:
-        return f"{each.arm} can be told from {each.source}'s rows, but not held against its own."
+        return (
+            f"{each.arm} can be estimated from {each.source}'s rows, but not compared with its own."
+        )
     value = estimate.value
     if "arms_contradict" in each.difference.reasons:
         return (
-            f"{each.source}'s rows say {value:.4g} of {each.arm}, {each.z:+.1f} standard errors off"
-            f" what {each.arm} earned itself: {REASONS['arms_contradict']}."
+            f"{each.source}'s rows estimate {each.arm} at {value:.4g}, {each.z:+.1f} standard"
+            f" errors off what {each.arm} itself earned: {REASONS['arms_contradict']}."
         )
     return (
-        f"{each.source}'s rows say {value:.4g} of {each.arm}, as its own do"
+        f"{each.source}'s rows estimate {each.arm} at {value:.4g}, in agreement with its own rows"
         f" ({each.z:+.1f} standard errors off)."
     )

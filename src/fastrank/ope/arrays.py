@@ -54,11 +54,11 @@ _MARGINALS = ("marginals_logged", "marginals_evaluated")
 _OF_LAWS = {*_MARGINALS, "slate_weights"}
 _OF_REWARD_MODEL = {"q_logged", "q_expected", "q_direct"}
 _CACHE_BYTES = 128 << 20  # of laws kept from one batch to the next
-_OVERHEAD = 500  # bytes of an entry besides its arrays
+_OVERHEAD = 500  # bytes of an entry in addition to its arrays
 
 
 class OptionalArrays:
-    """The optional arrays of a batch, as far as the estimators want them.
+    """The optional arrays of a batch that the estimators need.
 
     Parameters
     ----------
@@ -66,24 +66,24 @@ class OptionalArrays:
         Estimators.
     policies : sequence of EvaluationPolicy
     logging : sequence of Model or Catalog
-        What wrote the log.
+        The models that wrote the log.
     places : int
     reward_model : callable, optional
     restrict : bool
-        Whether evaluation policies are held to the logged catalog.
+        Whether evaluation policies are limited to the logged catalog.
     keep_candidates : bool
         Whether they choose from the candidates that the logging policy saw.
 
     Raises
     ------
     ValueError
-        If an estimator lacks something that it needs; the message names both.
+        If an estimator lacks something; the message names both.
 
     Notes
     -----
-    Rows of a batch that have a query, filters and a policy in common share one computation of their
-    law, and so do those of the batches before, as far as 128 MiB of results go (marginals of ten
-    shown items at ten places: 1.4 kB).
+    Rows of a batch with the same query, filters and policy share one computation of their law, also
+    with rows of earlier batches, as far as 128 MiB of results reach (marginals of ten shown items
+    at ten places: 1.4 kB).
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class OptionalArrays:
             for policy in policies
             if isinstance(policy, ByModel) and "slate_weights" not in policy.arrays
         ]
-        # What depends on the log alone, or was computed for all policies, of the last rows.
+        # Arrays of the last rows that depend only on the log, or were computed for all policies.
         self._last_marginals = _OfRows[FloatArray]()
         self._last_slates = _OfRows[dict[int, FloatArray]]()
-        self.laws = 0  # computed so far, which is nearly all of the work
+        self.laws = 0  # computed so far; they are nearly all of the work
         for name in names:
             for policy in policies:
                 for need in ESTIMATORS[name].needs:
@@ -127,7 +127,7 @@ class OptionalArrays:
             raise ValueError(f"estimators: {name} of {policy.label}: {why}, or a column of {need}")
 
         if self._places == 1 and need in _OF_LAWS:
-            return  # with one place they are the propensities and their ratio
+            return  # with one place they equal the propensities and their ratio
         by_model = isinstance(policy, ByModel)
         if isinstance(policy, ByModel) and (need in _OF_LAWS or need == "q_expected"):
             asked = policy.policy
@@ -158,8 +158,9 @@ class OptionalArrays:
     ) -> dict[str, FloatArray]:
         """The arrays for these rows, (len(rows), places) or (len(rows),).
 
-        `advance` is called with the number of rows done since its last call; these add up to all.
-        Give the same `rows` object for all policies: what depends on the log alone is kept for it.
+        `advance` is called with the number of rows done since its last call; these add up to all
+        rows. Pass the same `rows` object for all policies: arrays that depend only on the log are
+        kept for it.
         """
         done = 0.0
 
@@ -193,7 +194,7 @@ class OptionalArrays:
         if column not in batch.columns:
             raise ValueError(f"{name}: the log is not read with it")
         array = np.array(batch.columns[column][rows], np.float64)
-        if flat and array.ndim == 2 and array.shape[1] == 1:  # as rankings of one place carry it
+        if flat and array.ndim == 2 and array.shape[1] == 1:  # the form of rankings of one place
             array = array[:, 0]
         if flat != (array.ndim == 1):
             one, each = "one number a row", "a list of numbers a row, one for each place"
@@ -208,7 +209,7 @@ class OptionalArrays:
         if need in _MARGINALS:
             fine &= (array >= 0.0) & (array <= 1.0 + 1e-9)
             wanted = "must be a probability"
-            if need == "marginals_logged":  # of what was shown
+            if need == "marginals_logged":  # of the items shown
                 fine &= (array > 0.0) | ~there
                 wanted += " above 0"
         bad = np.argwhere(~fine)
@@ -263,7 +264,7 @@ class OptionalArrays:
         return result
 
     def _check_rows(self, policy: ByModel, batch: LogBatch, rows: Rows, need: str) -> None:
-        """A ValueError for the first row whose rules leave marginals unknown."""
+        """Raise ValueError for the first row whose rules leave marginals unknown."""
         sequential = rows[batch.is_sequential[rows]]
         if len(sequential):
             i = int(sequential[0])
@@ -286,7 +287,7 @@ class OptionalArrays:
 
         def law(i: int) -> _Law:
             query = asked.row(i)
-            assert isinstance(query, Query)  # rows that cannot be judged are left out before
+            assert isinstance(query, Query)  # rows that cannot be judged have been left out
             return _Law(catalog, query, query.policy(policy.policy), int(batch.k[i]))
 
         return law
@@ -317,7 +318,7 @@ class OptionalArrays:
     def _logged_marginals(
         self, batch: LogBatch, rows: Rows, law: LawOf, advance: Callable[[float], None]
     ) -> FloatArray:
-        """The same for all evaluation policies, so that those of the last rows are kept."""
+        """The same for all evaluation policies, so those of the last rows are kept."""
         array = self._last_marginals.get(batch, rows)
         if array is None:
             array = np.zeros((len(rows), self._places))
@@ -333,7 +334,7 @@ class OptionalArrays:
         law_of: LawOf,
         advance: Callable[[float], None],
     ) -> None:
-        """Rows of one law at once: more items of it cost little more than one row's."""
+        """Rows of one law together: more items cost little more than those of one row."""
         groups: dict[bytes, list[int]] = {}
         for j, i in enumerate(rows.tolist()):
             groups.setdefault(law_of(i).key, []).append(j)
@@ -374,7 +375,7 @@ class OptionalArrays:
         logged: LawOf,
         advance: Callable[[float], None],
     ) -> FloatArray:
-        """For all policies at once: an inverse costs more than all else, and is large to keep."""
+        """For all policies together: an inverse costs more than everything else, and is large."""
         found = self._last_slates.get(batch, rows) or {}
         if id(policy) not in found:
             known = any(each is policy for each in self._by_slates)
@@ -383,7 +384,7 @@ class OptionalArrays:
             laws = [
                 (found[id(each)], self._evaluated_law(each, batch), each.label) for each in policies
             ]
-            # A ranking of m places is a slate of m places; one of none weighs 1.
+            # A ranking of m places is a slate of m places; an empty one has weight 1.
             groups: dict[tuple[bytes, int], list[int]] = {}
             for j, i in enumerate(rows.tolist()):
                 m = min(int(batch.lengths[i]), self._places)
@@ -414,7 +415,7 @@ class OptionalArrays:
         evaluated: LawOf,
         label: str,
     ) -> None:
-        """Slates (b, m) of one logging law, those of one evaluation law together."""
+        """Slates (b, m) of one logging law; those of one evaluation law together."""
         groups: dict[bytes, list[int]] = {}
         for at, j in enumerate(members):
             groups.setdefault(evaluated(int(rows[j])).key, []).append(at)
@@ -438,7 +439,7 @@ class OptionalArrays:
             try:
                 result[[members[at] for at in ats]] = weights(ats)
             except ValueError:
-                for at in ats:  # the row's number is what one needs to find it in the log
+                for at in ats:  # the request's name is needed to find it in the log
                     try:
                         weights([at])
                     except ValueError as error:
@@ -481,7 +482,7 @@ class OptionalArrays:
         m = len(items)
         at = catalog._rows_of(items)
         if "q_logged" in result:
-            # An item that the model does not have weighs nothing, whatever is said of it.
+            # An item that the model does not have has weight 0, whatever its value.
             known = np.where(at >= 0, q[np.maximum(at, 0), np.arange(m)], 0.0)
             result["q_logged"][j, :m] = known
         if "q_expected" in result:
@@ -503,7 +504,7 @@ class OptionalArrays:
 
 
 class _OfRows(Generic[T]):
-    """Something that was computed of the last rows of a batch, as long as those are there."""
+    """A value computed for the last rows of a batch, kept as long as these exist."""
 
     def __init__(self) -> None:
         self._of: tuple[int, weakref.ref[Rows], T] | None = None
@@ -519,7 +520,7 @@ class _OfRows(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class _Law:
-    """What rankings of a row are drawn by."""
+    """The law of a row's rankings."""
 
     catalog: Scorer
     query: Query
@@ -528,7 +529,7 @@ class _Law:
 
     @property
     def key(self) -> bytes:
-        """The same for rows of the same law, and in all likelihood for no others: 128 bits."""
+        """Equal for rows of the same law, and almost certainly for no others: 128 bits."""
         of_query = self.query
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self.catalog.version} {self.policy!r}".encode())
@@ -537,14 +538,15 @@ class _Law:
             digest.update(f" {rules} {sorted(of_query.params.items())!r} ".encode())
         parts = (of_query.vector, of_query.exclude, of_query.allow, of_query.bias, of_query.after)
         for part in parts:
-            # Lengths first, or the end of one list could pass for the beginning of the next.
+            # Lengths come first; otherwise the end of one list could look like the start of the
+            # next.
             content = b"" if part is None else part.tobytes()
             digest.update(b"-" if part is None else f"{part.dtype} {len(content)} ".encode())
             digest.update(content)
         return digest.digest()
 
     def scores(self) -> Float32Array:
-        """As rankings have them, (n,), by row."""
+        """Scores as rankings have them, (n,), by row."""
         query, bound = self.query, self._bound()
         scores = self.catalog.scores(query.vector, query.bias, **query.score)
         boosts = None if bound is None else bound.bias(law_of(self.policy).temperature)
@@ -553,7 +555,7 @@ class _Law:
         return scores + self.catalog._by_row(boosts).astype(np.float32)
 
     def eligible(self) -> Mask:
-        """What filters and pages before leave, (n,), by row."""
+        """Items that filters and earlier pages leave, (n,), by row."""
         query, bound = self.query, self._bound()
         mask = np.full(len(self.catalog), query.allow is None)
         for ids, value in ((query.allow, True), (query.exclude, False), (query.after, False)):
@@ -565,9 +567,9 @@ class _Law:
         return mask
 
     def places(self, items: npt.NDArray[Any]) -> Iterator[tuple[Rows, FloatArray]]:
-        """Of each place of a ranking: rows that may stand there, given those above, and their law.
+        """For each place: the rows that may stand there, given those above, and their law.
 
-        O(n log n) a place.
+        O(n log n) per place.
         """
         left, scores = self.eligible(), self.scores().astype(np.float64)
         temperature, bound = law_of(self.policy).temperature, self._bound()
@@ -592,7 +594,7 @@ class _Law:
                 state.show(int(position) if is_shown else -1)
 
     def _log_factors(self, state: State, left: Mask) -> FloatArray:
-        """The logarithms of what rules multiply weights by at the next place, (n,), by row."""
+        """Logarithms of the factors that rules apply to weights at the next place, (n,), by row."""
         nothing = np.full(len(left), -np.inf)
         if state.place >= state.places:
             return nothing
@@ -613,7 +615,7 @@ class _Law:
     def _bound(self) -> BoundRules | None:
         if self.query.rules is None:
             return None
-        assert isinstance(self.catalog, Catalog)  # others take no rules
+        assert isinstance(self.catalog, Catalog)  # only catalogs take rules
         call = self.query.call
         _, ruled = self.catalog._bind_call(
             call.get("score"), call.get("params"), self.query.rules, None
@@ -625,7 +627,7 @@ LawOf: TypeAlias = Callable[[int], _Law]  # of a row of the batch
 
 
 def _refuse_rules(where: str, need: str, rules: Rules | None) -> None:
-    """A ValueError under rules by which a place's law depends on what is shown above it."""
+    """Raise ValueError for rules that make a place's law depend on the places above."""
     if rules is not None and rules.is_sequential:
         what = "slate weights" if need == "slate_weights" else "marginals of places"
         raise ValueError(

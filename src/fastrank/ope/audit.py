@@ -1,4 +1,4 @@
-"""Whether a log's propensities are those of the model that is said to have written it."""
+"""Check that a log's propensities are those of the model that is said to have written it."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ __all__ = ["Audit", "Check", "audit"]
 
 Outcome = Literal["passed", "warning", "failed", "not done"]
 
-SAMPLE = 1000  # rows that are computed again
-TOLERANCE = 1e-5  # of a conditional log-propensity, beyond the bound that a row states
-_FLATTER = 1.25  # the known policy's temperature, times the logging policy's
+SAMPLE = 1000  # rows that are recomputed
+TOLERANCE = 1e-5  # for a conditional log-propensity, beyond the bound that a row states
+_FLATTER = 1.25  # temperature of the known policy, relative to the logging policy's
 _WORST_Z = 5.0
-_FEW = 100  # rows that a mean is judged from
+_FEW = 100  # least rows to judge a mean from
 _EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question that was put to the log.
+    """One check of the log.
 
     Attributes
     ----------
     name : str
     outcome : {"passed", "warning", "failed", "not done"}
-        A log whose check failed must not be evaluated; after a warning its figures depend on what
-        is said there.
+        A log with a failed check must not be evaluated; after a warning its figures depend on what
+        the message says.
     rows, failures : int
-        Looked at, and found wrong.
+        Rows checked, and rows found wrong.
     message : str
-        In plain language.
+        The result in plain language.
     examples : tuple of str
         The first wrong rows: request ids, with what is wrong.
     """
@@ -62,15 +62,15 @@ class Check:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes
     ----------
     checks : tuple of Check
     rows, sampled : int
-        Valid rows of the log, and those whose propensities were computed again.
+        Valid rows of the log, and rows whose propensities were recomputed.
     log : dict
-        What the reader found.
+        The reader's report.
     """
 
     checks: tuple[Check, ...]
@@ -86,21 +86,21 @@ class Audit:
 
     @property
     def judged(self) -> bool:
-        """Whether propensities of at least one row were computed again."""
+        """Whether propensities of at least one row were recomputed."""
         return self.sampled > 0
 
     @property
     def failed(self) -> bool:
-        """Some check failed."""
+        """Whether a check failed."""
         return any(check.outcome == "failed" for check in self.checks)
 
     @property
     def passed(self) -> bool:
-        """No check failed, and there was something to check."""
+        """Whether no check failed, and there was something to check."""
         return self.judged and not self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; what is not finite is None."""
+        """The audit in JSON's types; a value that is not finite is None."""
         found: dict[str, Any] = plain(asdict(self))
         return {"passed": self.passed, "judged": self.judged, **found}
 
@@ -112,16 +112,16 @@ def audit(
     sample: int = SAMPLE,
     advance: Callable[[int], None] | None = None,
 ) -> Audit:
-    """Compute the logging policy's propensities again, and look for signs of a broken log.
+    """Recompute the logging policy's propensities, and look for signs of a broken log.
 
     Parameters
     ----------
     log : LogReader
     models : sequence of Model or Catalog
-        What is said to have written it; a row is judged by the one of its catalog's version.
+        The models said to have written it; a row is judged by the one with its catalog's version.
     sample : int
-        About how many rows are computed again, chosen by a hash of the request; of a log with
-        rows, one at least.
+        About how many rows to recompute, chosen by a hash of the request; at least one, if the log
+        has rows.
     advance : callable, optional
         Called with the number of rows read so far.
 
@@ -136,18 +136,17 @@ def audit(
 
     Notes
     -----
-    On the sample: the model is the one that the row names; conditional log-propensities are right
-    within 1e-5, or the bound that the row states; the same seed draws the same ranking again; the
-    mean weight of a known policy (the same at a temperature 1.25 times as high, first place) is 1,
-    over rows whose seed no caller chose.
-    On every row whose rules are at most filters and boosts: the first place's log-propensity is
-    ``s_1 / T - log_norm`` under Plackett-Luce; of a flat tail every place's is what its own columns
-    say. Its candidates, found again, may be
-    others: by another index, version of FAISS or CPU. Such rows are reported, and are no forgery.
-    No two users share a seed; no rows are missing from a writer's sequence; what came again under a
-    request id that a client chose says the same. O(n d) a row of the
-    sample. Rows of `rank_scores` name no catalog that could give their scores again: they are
-    counted as not judged, and a log of which most rows cannot be judged fails.
+    For each row of the sample: it names the given model; its conditional log-propensities are right
+    within 1e-5, or the bound that the row states; its seed draws the same ranking again. Over rows
+    whose seed no caller chose, the mean weight of a known policy (the same at a temperature 1.25
+    times as high, first place) is 1. For every row whose rules are at most filters and boosts:
+    under Plackett-Luce the first place's log-propensity is ``s_1 / T - log_norm``; under a flat
+    tail every place's log-propensity follows from the row's own columns. The candidates of a flat
+    tail, found again, may differ because of another index, version of FAISS or CPU. Such rows are
+    reported, and are not forged. No two users share a seed; no rows are missing from a writer's
+    sequence; rows repeated under a request id that a client chose are identical. O(n d) per row of
+    the sample. Rows of `rank_scores` name no catalog that could reproduce their scores: they are
+    counted as not judged, and a log fails if most of its rows cannot be judged.
 
     Examples
     --------
@@ -174,7 +173,7 @@ def audit(
 
 
 class Audited:
-    """What an audit keeps of a log, or of a part of one; it merges, and can be pickled."""
+    """The state of an audit of a log, or of a part; it can be merged and pickled."""
 
     def __init__(self, models: Sequence[Model | Scorer]) -> None:
         self.rows = 0
@@ -182,10 +181,10 @@ class Audited:
         self._models = models
         self._first_place, self._seeds, self._tails = _FirstPlace(), SharedSeeds(), _FlatTails()
         self._sampled = _Sample()
-        self._spare: _Sample | None = None  # a row in case the hash chooses none
+        self._spare: _Sample | None = None  # one row, in case the hash chooses none
 
     def read(self, log: Log, share: float, advance: Callable[[int], None] | None = None) -> None:
-        """Read a log to its end, and compute a share of its rows again."""
+        """Read a log to its end, and recompute a share of its rows."""
         writers, spare = Writers(self._models), None
         try:
             for batch in log:
@@ -209,7 +208,7 @@ class Audited:
 
     @classmethod
     def merged(cls, parts: Sequence[Audited]) -> Audited:
-        """Of all rows that others are of; they stay as they are."""
+        """Merge audits of parts, which stay as they are."""
         found = cls([])
         for each in parts:
             found.rows += each.rows
@@ -222,7 +221,7 @@ class Audited:
         return found
 
     def result(self) -> Audit:
-        """What was found; a ValueError where no file could be read."""
+        """The result; ValueError if no file could be read."""
         if self.report.why_unread is not None:
             raise ValueError(self.report.why_unread)
         sampled = self._sampled
@@ -241,11 +240,11 @@ class Audited:
         return Audit(checks, self.rows, sampled.rows, self.report.to_dict())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_models": []}  # which may be large
+        return {**vars(self), "_models": []}  # models may be large
 
 
 class _Tally:
-    """Rows looked at, wrong ones, and the first of these."""
+    """Number of rows checked and of wrong ones, and the first wrong ones."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -279,12 +278,12 @@ class _Tally:
 
 
 class _Sample:
-    """Rows that are computed again."""
+    """Rows that are recomputed."""
 
     def __init__(self) -> None:
         self._named, self._propensities, self._drawn = _Tally(), _Tally(), _Tally()
         self._not_judged: Counter[str] = Counter()
-        self._weights: list[tuple[float, float]] = []  # of the known policy, and of the row
+        self._weights: list[tuple[float, float]] = []  # of the known policy, and row weights
         self._other_versions: Counter[int] = Counter()
         self._other_candidates = 0
 
@@ -294,7 +293,7 @@ class _Sample:
 
     @property
     def is_begun(self) -> bool:
-        """Whether any row was looked at, even if none was judged."""
+        """Whether any row was looked at, even if none could be judged."""
         return self._named.rows > 0 or self._not_judged.total() > 0
 
     def merge(self, other: _Sample) -> None:
@@ -313,7 +312,7 @@ class _Sample:
                 self._not_judged["scores that were given, of no catalog"] += 1
                 continue
             writer = writers.of(batch, i)
-            if writer is not None and version is not None:  # the catalog's word against the model's
+            if writer is not None and version is not None:  # versions contradict each other
                 given = catalog_of(writers.models[writer]).version
                 writer = writer if version == given else None
             self._named.add(
@@ -341,7 +340,7 @@ class _Sample:
             except ValueError as error:
                 if not query.is_ruled:
                     raise
-                # Such a call is refused: nothing was drawn by it.
+                # Such a call would be refused, so it cannot have drawn the ranking.
                 self._propensities.add(False, batch, i, f"its rules are refused: {error}")
 
     def _judge(
@@ -365,12 +364,12 @@ class _Sample:
         worst = int(errors.argmax())
         if isinstance(policy, FlatTail) and errors[worst] > TOLERANCE:
             if batch.is_sequential[i]:
-                # Whether it was an index that found others then, nothing says.
+                # It is unknown whether an index found the other candidates then.
                 if batch.is_given("retrieval")[i]:
                     self._not_judged["flat tails under rules, with other candidates now"] += 1
                     return
             elif tail_error(batch, i) <= TOLERANCE:
-                # What it says of its candidates makes its propensities, and others are found now.
+                # The stated candidates give its propensities, and others are found now.
                 self._other_candidates += 1
                 return
         self._propensities.add(
@@ -383,7 +382,7 @@ class _Sample:
         if rng_version is not None and not draws_as(rng_version, policy, catalog):
             self._other_versions[rng_version] += 1
         elif policy.sampler == "auto" and batch.value("made_by", i) is None:
-            pass  # which of two ways it was drawn, nothing says
+            pass  # it is unknown in which of two ways it was drawn
         elif batch.value("seed", i) is not None and rng_version is not None:
             from_table = policy.sampler == "auto" and batch.value("made_by", i) == "table"
             ranking = catalog.rank(
@@ -397,7 +396,7 @@ class _Sample:
                 **query.call,
             )
             same = np.array_equal(ranking.item_ids[: len(items)], items)
-            if batch.has_rules[i]:  # of which nothing else says how long their list is
+            if batch.has_rules[i]:  # nothing else says how long their list is
                 same = same and len(ranking) == len(batch.value("item_ids", i))
             self._drawn.add(
                 same,
@@ -487,7 +486,7 @@ class _Sample:
 
 
 class _FirstPlace:
-    """On every Plackett-Luce row without sequential rules: lp_1 = s_1 / T - log_norm."""
+    """Checks every Plackett-Luce row without sequential rules: lp_1 = s_1 / T - log_norm."""
 
     def __init__(self) -> None:
         self.tally = _Tally()
@@ -525,11 +524,11 @@ class _FirstPlace:
 
 
 def tail_error(batch: LogBatch, i: int) -> float:
-    """How far the log-propensities of row i, by a flat tail, are from what its own columns make.
+    """How far the log-propensities of row i, of a flat tail, differ from what its own columns give.
 
-    Infinite where they say too little. Each place has the item's weight over what is left of
-    exp(log_norm): what stands above it is taken off, so beside a head that has nearly all of it the
-    rest is known to fewer digits, and as many are asked for.
+    Infinite if the columns are incomplete. Each place has the item's weight divided by the rest of
+    exp(log_norm), after subtracting the places above it. Beside a head with nearly all of the
+    weight, the rest is known to fewer digits, and the tolerance is wider accordingly.
     """
     weight, flags = batch.value("tail_log_weight", i), batch.value("is_candidate", i)
     norm, scores = batch.value("log_norm", i), batch.value("scores", i)
@@ -542,14 +541,14 @@ def tail_error(batch: LogBatch, i: int) -> float:
     left = 1.0 - np.concatenate([[0.0], np.cumsum(shares)[:-1]]) if n else shares
     with np.errstate(divide="ignore", invalid="ignore"):
         errors = np.abs(batch.log_propensities[i, :n] - (logs - np.log(left)))
-        # Of float64, and of scores that are float32 by a temperature.
+        # Rounding of float64, and of float32 scores divided by a temperature.
         slack = 1e-12 * np.abs(logs + norm) + 4e-15 / left
     known = left > 1e-9
     return float(np.max(np.where(known, errors - slack, 0.0), initial=0.0))
 
 
 class _FlatTails:
-    """On every row of a flat tail: each place's weight over what is left."""
+    """Checks every row of a flat tail: each place's weight over the rest."""
 
     def __init__(self) -> None:
         self.tally = _Tally()
@@ -603,7 +602,7 @@ def _malformed(report: ReadReport) -> Check:
 
 
 def _repeated_ids(report: ReadReport) -> Check:
-    """Clients who choose a request's id, and so its seed, can ask until they like the answer."""
+    """Look for clients who repeat a request's id, and so its seed, until they like the answer."""
     name, rows = "request ids", report.rows_read
     repeated, contradicted = report.repeats_by_clients
     if not repeated:

@@ -1,4 +1,4 @@
-"""The arrays that estimators take: n rankings under the logging and an evaluation policy."""
+"""The arrays that estimators use: n rankings under the logging and an evaluation policy."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fastrank.ope.tails import size_counts
 __all__ = ["FLAT_ARRAYS", "GROUPS", "MAX_LOG_WEIGHT", "PLACE_ARRAYS", "Batch"]
 
 
-# Users are told apart by this many groups of their hash: bounded, and mergeable.
+# Users are hashed into this many groups: bounded, and mergeable.
 GROUPS = 1024
-# The square of exp(345) is within float64, with room for sums and rewards. Rows beyond it are
+# The square of exp(345) is within float64, with room for sums and rewards. Rows above it are
 # counted, and make every estimate that they enter unsupported.
 MAX_LOG_WEIGHT = 345.0
 
@@ -29,8 +29,8 @@ MAX_LOG_WEIGHT = 345.0
 class Batch:
     """n logged rankings of up to k places.
 
-    Places that a short ranking does not have carry 0 in every array: they earn nothing, and leave
-    the weight as it was.
+    Places that a short ranking lacks have 0 in every array: they earn nothing, and leave the weight
+    unchanged.
 
     Attributes
     ----------
@@ -40,28 +40,28 @@ class Batch:
     rewards : ndarray of float64, shape (n, k)
         Finite.
     lengths : ndarray of int64, shape (n,)
-        Places that each ranking has.
+        Number of places of each ranking.
     groups : ndarray of int64, shape (n,)
         In [0, `GROUPS`): which rows may depend on each other. A fixed hash of the user, or of the
-        request where rows are taken as independent.
+        request if rows are taken as independent.
     uniform : ndarray of float64, shape (n,)
-        In [0, 1), from a fixed hash of the request: draws once a row.
+        In [0, 1), from a fixed hash of the request: one draw per row.
     n_eligible : ndarray of int64, shape (n,), optional
-        Items that could be shown; -1 unknown.
+        Number of items that could be shown; -1 if unknown.
     marginals_logged, marginals_evaluated : ndarray of float64, shape (n, k), optional
         P(the item shown at place l is shown there) under either policy, whatever stands above.
     q_logged, q_expected : ndarray of float64, shape (n, k), optional
-        A reward model's value of the shown item at its place, and its mean over the evaluation
+        A reward model's value of the shown item at its place, and its mean under the evaluation
         policy's law of that place, given the places above.
     cascade_q_logged, cascade_q_expected : ndarray of float64, shape (n, k), optional
-        The same of the rewards from that place on.
+        The same for the rewards from that place on.
     q_direct : ndarray of float64, shape (n,), optional
-        The reward model's value of a ranking that the evaluation policy draws.
+        The reward model's value of a ranking drawn from the evaluation policy.
     slate_weights : ndarray of float64, shape (n,), optional
         Weights of the pseudo-inverse estimator.
     row_weights : ndarray of float64, shape (n,), optional
-        Above 0: rankings that each row stands for, where some were kept less often than others
-        (1 / the probability of being kept). By default 1.
+        Above 0: the number of rankings that each row stands for, if some were kept less often than
+        others (1 / the probability of being kept). By default 1.
     """
 
     logged: FloatArray
@@ -93,7 +93,7 @@ class Batch:
         uniform: npt.ArrayLike | None = None,
         **optional: npt.ArrayLike | None,
     ) -> Batch:
-        """A checked batch from plain arrays.
+        """Make a checked batch from plain arrays.
 
         Parameters
         ----------
@@ -101,11 +101,11 @@ class Batch:
         lengths : array_like of int, shape (n,), optional
             By default all rankings have k places.
         groups : array_like of int, shape (n,), optional
-            Users, as any integers. By default each row is a user of its own. Rows that share their
-            noise, as a seed for many requests makes them, depend on each other as well, which no
-            array here says: group by what they share.
+            Users, as any integers. By default each row is a separate user. Rows that share their
+            noise, as when one seed serves many requests, also depend on each other, which no array
+            here shows: group them by what they share.
         uniform : array_like of float, shape (n,), optional
-            By default evenly spaced; only replay of a stochastic policy looks at it.
+            By default evenly spaced; only replay of a stochastic policy uses it.
         **optional : array_like
             The optional arrays.
 
@@ -151,7 +151,7 @@ class Batch:
                 array[absent] = 0.0
         group_array = np.arange(n) if groups is None else as_real("groups", groups)
         if groups is not None and group_array.dtype.kind in "iu":
-            # Ids may be multiples of anything: hashed, they fall into all groups evenly.
+            # Ids may be multiples of any number; hashed, they spread evenly over all groups.
             group_array = (mixed(group_array.astype(np.uint64)) % np.uint64(GROUPS)).astype(
                 np.int64
             )
@@ -165,7 +165,7 @@ class Batch:
         extra: dict[str, Any] = {}
         for name, values in optional.items():
             if name not in _FLAT | PLACE_ARRAYS:
-                raise ValueError(f"{name}: not an array that estimators know")
+                raise ValueError(f"{name}: no estimator uses an array of this name")
             if values is None:
                 continue
             if name in _FLAT:
@@ -233,24 +233,24 @@ class Batch:
 
     @cached_property
     def sizes(self) -> IntArray:
-        """Rankings by what they earned, as `tails` counts them."""
+        """Numbers of rankings by what they earned, as counted by `tails`."""
         return size_counts(self.earned)
 
     @cached_property
     def weighted_rewards(self) -> FloatArray:
-        """Each place's reward by the weight of its prefix, shape (n, k)."""
+        """Each place's reward times the weight of its prefix, shape (n, k)."""
         return self.prefix_weights * self.rewards
 
     @cached_property
     def weighted_earned(self) -> FloatArray:
-        """Their sums, shape (n,)."""
+        """The sums over places of `weighted_rewards`, shape (n,)."""
         return _row_sums(self.weighted_rewards)
 
     @cached_property
     def matched(self) -> Mask:
         """Rows (n,) in which the evaluation policy, drawing once, shows the logged ranking.
 
-        A draw shows it with its probability under the policy, so one uniform number a row decides.
+        The ranking has its probability under the policy, so one uniform number per row decides.
         """
         return np.asarray(self.uniform < np.exp(_row_sums(self.evaluated)))
 
@@ -259,7 +259,7 @@ def _row_sums(array: FloatArray) -> FloatArray:
     return array @ np.ones(array.shape[1])  # several times as fast as sums along short rows
 
 
-# The optional arrays that estimators want: those of a row, and those of its places.
+# The optional arrays of estimators: one value per row, and one per place.
 FLAT_ARRAYS = frozenset({"q_direct", "slate_weights"})
 PLACE_ARRAYS = frozenset(
     {

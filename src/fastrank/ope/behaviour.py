@@ -1,8 +1,8 @@
-"""What estimators take for granted about how people behave, where the log itself contradicts it.
+"""Assumptions of estimators about how people behave, and contradictions to them in the log.
 
-Two estimators that are both right differ by chance. From the same rows that is little, since they
-share most of their noise: their paired difference shows a wrong assumption long before the estimate
-is off by as much as its own error.
+Two correct estimators differ only by chance. From the same rows that difference is small, since
+they share most of their noise: the paired difference shows a wrong assumption long before the
+estimate is off by as much as its own error.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from fastrank.ope.spread import Spread, spread_of
 
 __all__ = ["contradicted", "leading", "unchecked"]
 
-# Of each kind of behaviour: estimators that are right under it, and such as assume less.
+# For each kind of behaviour: estimators that assume it, and estimators that assume less.
 _PAIRS = {
     CASCADE: (("snrips", "snips"),),
     INDEPENDENT: (("iips", "snrips"), ("iips", "snips"), ("snrips", "snips")),
     ADDITIVE: (("pi", "snips"),),
 }
 _CHECKED = (INDEPENDENT, ADDITIVE)  # assumptions so strong that the log must confirm them
-# Uneven weights widen the paired interval as well; a mean weight that strays spoils it.
+# Uneven weights also widen the paired interval; a mean weight far from 1 invalidates it.
 _UNEVEN = {"max_weight_share", "heaviest_share"}
 _DOUBT = 2.0 / 3.0  # of `Thresholds.behaviour`: enough to let snips lead
-_AS_EXACT = 1.25  # times the error
+_AS_EXACT = 1.25  # ratio of errors
 
 
 def contradicted(
@@ -40,7 +40,7 @@ def contradicted(
     estimators, estimates : mapping of str to Estimator, Estimate
         By name, of one policy and the same rows.
     errors : float
-        Paired standard errors, beyond which two estimates contradict each other. That counts where
+        Paired standard errors from which two estimates contradict each other. That counts only if
         nothing is against the one that assumes less, or only that its weights are uneven.
     """
     return {
@@ -55,10 +55,10 @@ def contradicted(
 def unchecked(
     estimators: Mapping[str, Estimator], estimates: Mapping[str, Estimate], most: float
 ) -> set[str]:
-    """Names of estimators that assume much, where the log could not contradict them.
+    """Names of estimators with strong assumptions that the log could not contradict.
 
-    Those whose paired error with snips, which assumes nothing, is above `most` times their own: a
-    bias that ruins the interval would not show. Of one place there is nothing to assume.
+    Those whose paired error with snips, which assumes nothing, exceeds `most` times their own: a
+    bias that ruins the interval would not show. With one place there is nothing to assume.
     """
     found = set()
     for name, estimator in estimators.items():
@@ -76,19 +76,19 @@ def leading(
     policies: Sequence[tuple[Mapping[str, Estimator], Mapping[str, Estimate]]],
     thresholds: Thresholds,
 ) -> str:
-    """`lead`, or snips, which assumes nothing, where that costs little or is called for.
+    """`lead`, or snips, which assumes nothing, if that costs little or is necessary.
 
-    It costs little where the error of the difference to avg is at most 1.25 times that of `lead`,
-    for every policy. It is called for where, for one of them, the log casts doubt on what `lead`
-    takes for granted, at two thirds of `Thresholds.behaviour`: short of contradiction, but a bias
-    of as much would spoil the interval. What people do is no matter of the policy that is asked
-    about, and two policies are compared by one estimator.
+    It costs little if the error of the difference to avg is at most 1.25 times that of `lead`, for
+    every policy. It is necessary if, for one of them, the log casts doubt on the assumption of
+    `lead`, at two thirds of `Thresholds.behaviour`: not yet a contradiction, but a bias of that
+    size would spoil the interval. Behaviour does not depend on the evaluated policy, and two
+    policies are compared by one estimator.
 
     Parameters
     ----------
     lead : str
     policies : sequence of (mapping of str to Estimator, mapping of str to Estimate)
-        Of each policy, by name; avg among them.
+        For each policy, by name; including avg.
     thresholds : Thresholds
     """
     behaviour = ESTIMATORS[lead].behaviour
@@ -120,7 +120,7 @@ def _error(estimator: Estimator, reference: Estimator) -> float | None:
 
 
 def _can_tell(name: str, other: str, estimates: Mapping[str, Estimate]) -> bool:
-    """Whether both are there, and the second is fit to be held against the first."""
+    """Whether both exist, and the second is suitable for comparison with the first."""
     return {name, other} <= estimates.keys() and {*estimates[other].reasons} <= _UNEVEN
 
 
@@ -137,7 +137,7 @@ def _differ(estimator: Estimator, other: Estimator, errors: float) -> bool:
 
 
 def _between(estimator: Estimator, other: Estimator) -> Spread | None:
-    """How the difference of two estimates varies."""
+    """The variation of the difference of two estimates."""
     own, others = (
         each.compared(each.sums.sum(axis=0) - each.sums[each.counts > 0])
         for each in (estimator, other)

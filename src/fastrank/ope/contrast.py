@@ -1,8 +1,8 @@
 """The difference of two estimates from different rows, period by period, clustered by user.
 
-Shares that change make arms differ by when their rows were served. So arms are compared within each
-period, in which shares are constant, and these differences are weighted by the rows of both. A user
-may be on both sides, and in several periods: the jackknife leaves out all that is theirs at once.
+If shares change, arms differ in when their rows were served. So arms are compared within each
+period of constant shares, and these differences are weighted by the rows of both arms. A user may
+be on both sides, and in several periods: the jackknife leaves out all rows of a user at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Contrast", "contrast", "merged"]
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """A difference, and how it varies.
+    """A difference and its variation.
 
     Attributes
     ----------
     difference : Difference
     spread : Spread or None
     periods : int
-        That both sides have rows in.
+        Periods in which both sides have rows.
     """
 
     difference: Difference
@@ -47,7 +47,7 @@ class Contrast:
         return value / self.spread.error
 
     def is_beyond(self, errors: float) -> bool:
-        """Whether it is not 0, by so many standard errors; skewness is allowed for."""
+        """Whether it differs from 0 by this many standard errors, allowing for skewness."""
         value = self.difference.value
         if value is None or self.spread is None:
             return False
@@ -64,14 +64,14 @@ def contrast(
     reasons: Sequence[str] = (),
     bootstrap: bool = True,
 ) -> Contrast:
-    """First less second.
+    """Compute first minus second.
 
     Parameters
     ----------
     sides : sequence of (Estimator, Estimator)
-        Of each period; those of one side are of one kind.
+        For each period; all estimators of one side are of one kind.
     cluster, level, thresholds, reasons, bootstrap
-        As `estimate` takes them.
+        As in `estimate`.
     """
     thresholds = thresholds or Thresholds()
     both = [each for each in sides if each[0].rows and each[1].rows]
@@ -125,7 +125,7 @@ def contrast(
 
 
 def merged(estimators: Sequence[Estimator]) -> Estimator:
-    """One with the sums of all of these, which are of one kind."""
+    """An estimator with the sums of all of these, which are of one kind."""
     result = type(estimators[0])(estimators[0].places, estimators[0].clip)
     for each in estimators:
         result.merge(each)
@@ -137,7 +137,7 @@ def _value(
 ) -> FloatArray:
     """The weighted mean of the periods' differences, from `total`s of sums (GROUPS, ...).
 
-    Where a side of a period has nothing left, the period does not count.
+    A period does not count if a side has no rows left in it.
     """
     weighed = differences = np.zeros(())
     for first, second in sides:

@@ -1,4 +1,4 @@
-"""Whether an estimate can be trusted: how the importance weights are spread, and the verdict."""
+"""Whether an estimate is reliable: the spread of the importance weights, and the verdict."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ __all__ = [
 ]
 
 
-# Bins of the weights' histogram: this many to a doubling, over this range of log2. What lies beyond
-# is counted in the last bin on its side.
+# Bins of the weights' histogram: this many per doubling, over this range of log2. Values outside
+# are counted in the last bin on their side.
 BINS_PER_OCTAVE = 4
 _LOWEST_OCTAVE, _HIGHEST_OCTAVE = -40, 60
 _BINS = (_HIGHEST_OCTAVE - _LOWEST_OCTAVE) * BINS_PER_OCTAVE
-_ONE = -_LOWEST_OCTAVE * BINS_PER_OCTAVE  # the bin that begins at 1
+_ONE = -_LOWEST_OCTAVE * BINS_PER_OCTAVE  # the bin that starts at 1
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Limits beyond which an estimate is called low_overlap, or worse.
+    """Limits beyond which an estimate is low_overlap, or worse.
 
     Attributes
     ----------
     reward_ess, difference_reward_ess : float
-        Least effective number of rewarded rows, of an estimate and of a difference; of the latter
-        as counted, and as the spread of the rewards' sizes lets expect.
+        Least effective number of rewarded rows, for an estimate and for a difference; for the
+        latter both as counted and as the spread of the rewards' sizes suggests.
     max_weight_share : float
         Largest share of the weight on one row.
     heaviest_share : float
@@ -48,35 +48,34 @@ class Thresholds:
     mean_weight : float
         Largest distance of the mean weight from 1.
     mean_weight_z : float
-        The same in standard errors, where it is above .001 (propensities are not that exact); also
-        of a reward model's values of what was shown from its means, and of what an arm of an
-        experiment earned from what another arm's rows say of it.
+        The same in standard errors, if it is above .001 (propensities are not that exact). Also the
+        limit for a reward model's values of what was shown compared with its means, and for what an
+        arm of an experiment earned compared with the estimate from another arm's rows.
     uncovered : float
         Largest probability of rankings that the logging policy could not show.
     malformed : float
         Largest share of rows that had to be set aside as malformed.
     set_aside : float
-        Largest share of rows left out for want of rewards, users or propensities.
+        Largest share of rows left out for lack of rewards, users or propensities.
     clipped : float
-        Largest bias of clipped-ips, in standard errors, by what it cuts off.
+        Largest bias of clipped-ips, in standard errors, due to clipping.
     clusters : float
-        Least effective number of users (`effective_clusters`), by their rows, that an interval is
-        made from.
+        Least effective number of users (`effective_clusters`), by their rows, for an interval.
     reward_model : float
-        Largest distance, in standard errors, between what a reward model says of what was shown,
-        weighted, and its means.
+        Largest distance, in standard errors, between a reward model's weighted values of what was
+        shown and its means.
     behaviour : float
-        Largest distance, in standard errors, between estimates that assume less and more of how
+        Largest distance, in standard errors, between estimates that assume less and more about how
         people behave.
     behaviour_error : float
-        Largest standard error of the distance to snips, in those of iips or pi, which assume the
-        most.
+        Largest standard error of the distance to snips, in units of the error of iips or pi, which
+        assume the most.
 
     Notes
     -----
     Apart from the few rewarded rows that are required at all, no status depends on rewards: a limit
-    of 200 would pass the logs that were lucky, whose estimates are too high. Few or uneven rewards
-    widen the interval instead; with 3 rewarded rows it is so wide that luck does not show.
+    of 200 would pass logs that were lucky, whose estimates are too high. Instead, few or uneven
+    rewards widen the interval; with 3 rewarded rows it is so wide that luck does not show.
     """
 
     reward_ess: float = 3.0
@@ -101,12 +100,12 @@ class Thresholds:
                 raise ValueError(f"{each.name}: expected a number of at least 0, got {value!r}")
 
     def to_dict(self) -> dict[str, float | None]:
-        """For JSON, where a limit that is infinite is None."""
+        """The limits for JSON; an infinite limit is None."""
         return {name: v if math.isfinite(v) else None for name, v in asdict(self).items()}
 
 
 class PlaceDiagnostics(TypedDict):
-    """The figures of `Diagnostics` that each weighted place has."""
+    """The figures of `Diagnostics` for one weighted place."""
 
     ess: float
     mean_weight: float
@@ -117,31 +116,32 @@ class PlaceDiagnostics(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """How the weights are spread; of several places, the worst place for each figure.
+    """The spread of the weights; with several places, the worst place for each figure.
 
     Attributes
     ----------
     ess : float
-        Effective sample size ``(sum w)^2 / sum w^2``: as many rows of equal weight would say as
-        much (Kish 1965).
+        Effective sample size ``(sum w)^2 / sum w^2``: the number of rows of equal weight that would
+        be as informative (Kish 1965).
     ess_share : float
-        `ess` over the rows.
+        `ess` divided by the number of rows.
     reward_ess : float
-        ``(sum |v|)^2 / sum v^2`` of what each row adds to the estimate: effective rewarded rows.
+        ``(sum |v|)^2 / sum v^2`` of the rows' contributions to the estimate: effective rewarded
+        rows.
     max_weight_share, heaviest_share : float
         Shares of the weight on the heaviest row, and on the heaviest 1 % of rows.
     mean_weight : float
-        1 in the mean where the logging policy could show all that the evaluation policy shows.
+        Has the mean 1 if the logging policy could show everything that the evaluation policy shows.
     mean_weight_z : float or None
-        Its distance from 1 in standard errors, clustered by user; None where that is not known. The
-        place of the worst one, and that of the worst mean, may differ: see `by_place`.
+        Its distance from 1 in standard errors, clustered by user; None if unknown. The place of the
+        worst z and the place of the worst mean may differ: see `by_place`.
     overflows : int
-        Rows whose weight is beyond exp(345): too much to sum.
+        Rows whose weight exceeds exp(345): too large to sum.
     negative_share : float
-        Share of the rows that weigh less than 0, as the pseudo-inverse has them. Shares of the
-        weight are of its absolute value, `ess` and `mean_weight` of its sum.
+        Share of the rows with a negative weight, which only the pseudo-inverse has. Shares of the
+        weight refer to its absolute value, `ess` and `mean_weight` to its sum.
     by_place : tuple of PlaceDiagnostics
-        For each place that is weighted.
+        For each weighted place.
     """
 
     ess: float
@@ -157,13 +157,13 @@ class Diagnostics:
 
 
 class Weights:
-    """Sums about weights of j places; they merge.
+    """Sums about weights of j places, which can be merged.
 
     Attributes
     ----------
     histogram_counts, histogram_sums : ndarray, shape (bins, j)
-        Rows and weight, by its absolute value, in bins of a quarter of a doubling; rows of weight 0
-        are in `zeros` (j,), those below 0 in `negatives` (j,) too.
+        Rows and absolute weight in bins of a quarter of a doubling; rows of weight 0 are in `zeros`
+        (j,), and rows below 0 also in `negatives` (j,).
     """
 
     def __init__(self) -> None:
@@ -194,9 +194,10 @@ class Weights:
         groups: IntArray,
         row_weights: FloatArray | None = None,
     ) -> None:
-        """Add rows: weights (n, j), logs of their absolute values, what they add, groups (n,).
+        """Add rows: weights (n, j), logs of their absolute values, contributions (n,), groups (n,).
 
-        What they add, (n,), is to the estimate. Both are times the `row_weights` (n,), if any.
+        Contributions are to the estimate. They and the weights are multiplied by the `row_weights`
+        (n,), if any.
         """
         if not self.places:
             self._start(logs.shape[1])
@@ -233,7 +234,7 @@ class Weights:
             self.histogram_sums[:, j] += np.bincount(where, sizes[:, j], _BINS)
 
     def _add_ones(self, rows: int, counts: IntArray) -> None:
-        """Rows that weigh 1 at every place."""
+        """Add rows that weigh 1 at every place."""
         self.squares += rows
         self.absolute += rows
         self.largest = np.maximum(self.largest, 1.0)
@@ -242,7 +243,7 @@ class Weights:
         self.histogram_sums[_ONE] += rows
 
     def merge(self, other: Weights) -> None:
-        """Add what another one has seen."""
+        """Add the sums of another one."""
         if not other.places:
             return
         if not self.places:
@@ -252,7 +253,7 @@ class Weights:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def cut(self, places: int) -> Weights:
-        """Those of the first places, for reading."""
+        """The sums of the first places, for reading."""
         found = copy(self)
         found.places = min(self.places, places)
         for name in _BY_PLACE:
@@ -262,7 +263,7 @@ class Weights:
     def heaviest_share(self, share: float = 0.01) -> FloatArray:
         """Share of the weight on the heaviest `share` of the rows, (j,).
 
-        From the histogram: rows of one bin, at most 19 % apart, count as equal.
+        Computed from the histogram: rows of one bin, which differ by at most 19 %, count as equal.
         """
         result = np.zeros(self.places)
         for j in range(self.places):
@@ -275,7 +276,7 @@ class Weights:
         return result
 
     def histogram(self) -> list[tuple[float, int, float]]:
-        """Lower end, rows and weight of each bin of the first place that is not empty."""
+        """Lower end, rows and weight of each non-empty bin of the first place."""
         if not self.places:
             return []
         counts, sums = self.histogram_counts[:, 0], self.histogram_sums[:, 0]
@@ -286,7 +287,7 @@ class Weights:
         return result
 
     def result(self) -> Diagnostics | None:
-        """None where nothing is weighted."""
+        """The diagnostics; None if nothing is weighted."""
         if not self.places:
             return None
         n = self.rows
@@ -325,7 +326,7 @@ class Weights:
     def _z(self, place: int, mean: float) -> float | None:
         """Distance of the mean weight from 1 in standard errors, clustered by group."""
         if abs(mean - 1.0) < 1e-9:
-            return 0.0  # a policy under another name differs from itself by rounding
+            return 0.0  # a policy under another name differs from itself only by rounding
         residuals = self.sums[:, place] - self.mass * mean
         error = cluster_error(residuals / self.mass.sum(), self.counts)
         return None if error is None else (mean - 1.0) / max(error, 1e-12)
@@ -355,10 +356,10 @@ _BY_PLACE = (
 
 
 def effective_clusters(shares: npt.NDArray[Any]) -> float:
-    """``(sum x_g)^2 / sum x_g^2``: so many groups of equal shares would say as much (Kish 1965).
+    """``(sum x_g)^2 / sum x_g^2``: the number of equal groups of the same worth (Kish 1965).
 
-    A few users with most of the rows, or of the reward, are few users, however many others there
-    are. inf where nobody has a share.
+    A few users with most of the rows, or of the reward, count as few users, however many others
+    there are. inf if nobody has a share.
     """
     total = float(np.abs(shares).sum())
     if not total:
@@ -367,7 +368,7 @@ def effective_clusters(shares: npt.NDArray[Any]) -> float:
 
 
 def cluster_error(influence: FloatArray, counts: IntArray) -> float | None:
-    """Standard error from what each group adds to the error; None with fewer than two groups."""
+    """Standard error from each group's contribution; None with fewer than two groups."""
     clusters = np.count_nonzero(counts)
     if clusters < 2:
         return None

@@ -1,10 +1,10 @@
 """Estimators of an evaluation policy's value from logged rankings, as sums that merge.
 
-Every one of them is a smooth function of sums over rankings that does not change when all sums are
-scaled. So each keeps its sums for every group of users, and the products of its summands; the
-estimate, its standard error (by the gradient, the *delta method*: iid from the products, clustered
-from the groups) and the bootstrap all follow from those. Sums merge: any split of the log, in any
-order, gives the same.
+Each estimator is a smooth function of sums over rankings that does not change when all sums are
+scaled. So each keeps its sums for every group of users, and the products of its summands. From
+these follow the estimate, its standard error (from the gradient, by the *delta method*: iid from
+the products, clustered from the groups) and the bootstrap. Sums can be merged: any split of the
+log, in any order, gives the same result.
 
 Notation of the docstrings: pi_0 is the logging policy, pi_1 the evaluation policy; ``w_l`` is the
 weight of the first l places, ``prod_{j <= l} pi_1(a_j | a_1..a_{j-1}) / pi_0(a_j | a_1..a_{j-1})``,
@@ -47,39 +47,39 @@ __all__ = [
 ]
 
 
-# What people may do: a reward depends on what stands at its place and above; on its own item and
-# place alone; or all of them together are a sum over places.
+# Assumptions about behaviour: a reward depends on its own place and the places above it; or only on
+# its own item and place; or the total reward is a sum over places.
 CASCADE, INDEPENDENT, ADDITIVE = "cascade", "independent", "additive"
 
-_SAME = 1e-6  # of log-weights: policies no farther apart are one
-_MODEL_EXACT = 1e-3  # of a reward model's values: what is nearer may be propensities' rounding
-_MOST_PRODUCTS = 256  # summands, beyond which their products would cost more than all else
+_SAME = 1e-6  # of log-weights: policies that differ by less are the same
+_MODEL_EXACT = 1e-3  # of a reward model's values: smaller differences may be rounding
+_MOST_PRODUCTS = 256  # summands; for more, their products would dominate the cost
 
 
 class Estimator:
-    """Sums of one estimator; a subclass says which, and what follows from them.
+    """Sums of one estimator; subclasses define the sums and the results.
 
     Parameters
     ----------
     places : int
         k, the places of every batch.
     clip : float
-        Largest weight of `ClippedIps`; the others do not look at it.
+        Largest weight of `ClippedIps`; the others ignore it.
 
     Attributes
     ----------
     rows : int
         Rankings so far.
     sums : ndarray of float64, shape (GROUPS, m)
-        Of each group's summands.
+        Sums of the summands, by group.
     products : ndarray of float64, shape (m, m), or None
-        Sums of the products of any two summands of a ranking; not kept where m is above 256.
+        Sums of the products of any two summands of a ranking; None if m is above 256.
     counts : ndarray of int64, shape (GROUPS,)
         Rankings of each group.
     mass : ndarray of float64, shape (GROUPS,)
-        Their row weights' sums: `counts` where rows have none.
+        Sums of the row weights, by group: equal to `counts` without row weights.
     sizes : ndarray of int64
-        Rankings by what they earned.
+        Numbers of rankings by what they earned.
 
     Examples
     --------
@@ -94,19 +94,19 @@ class Estimator:
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # optional arrays of the batch
-    # What it takes for granted, for people.
+    # What it assumes, in words for people.
     assumes: ClassVar[str]
-    # The part of it that is about people, and that estimators which assume less can contradict.
+    # The part of that about behaviour, which estimators with weaker assumptions can contradict.
     behaviour: ClassVar[str | None] = None
-    # Whether it is about the evaluation policy at all, which the logging policy must then cover.
+    # Whether it depends on the evaluation policy at all, which the logging policy must then cover.
     needs_support: ClassVar[bool] = True
-    # Whether the weights have the mean 1 where there is common support.
+    # Whether the weights have the mean 1 under common support.
     unit_mean: ClassVar[bool] = True
-    # Whether what is missing to 1 is what the logging policy could not show.
+    # Whether a mean weight below 1 measures what the logging policy could not show.
     is_whole: ClassVar[bool] = True
-    # Whether it rests on the log's propensities, and not on arrays of its own.
+    # Whether it uses the log's propensities, and not arrays of its own.
     by_propensities: ClassVar[bool] = True
-    # Estimators of one kind of weights, and of one numerator, have the same `weights`.
+    # Estimators with the same kind of weights, and the same numerator, have the same `weights`.
     kind_of_weights: ClassVar[str | None] = None
 
     def __init__(self, places: int, clip: float = 20.0) -> None:
@@ -121,20 +121,20 @@ class Estimator:
         self.sizes = np.zeros(BINS, np.int64)
         self.weights = Weights()
         self._has_own_weights = True
-        self.replicates: FloatArray | None = None  # of these sums, once somebody has asked for them
+        self.replicates: FloatArray | None = None  # of these sums, computed on demand
 
     def share_weights(self, other: Estimator) -> None:
-        """Take the weights' sums from another one of this kind of weights, which keeps them.
+        """Share the weights' sums of another estimator with this kind of weights, which keeps them.
 
         Both must be given the same batches, and be merged with the same others.
         """
         if self.kind_of_weights is None or self.kind_of_weights != other.kind_of_weights:
-            raise ValueError(f"other: {other.name} does not weigh as {self.name} does")
+            raise ValueError(f"other: {other.name} has other weights than {self.name}")
         self.weights = other.weights
         self._has_own_weights = False
 
     def update(self, batch: Batch) -> None:
-        """Add rankings. O(n m^2), m two for most estimators and 4 k at most."""
+        """Add rankings. O(n m^2), with m two for most estimators and at most 4 k."""
         if batch.places != self.places:
             raise ValueError(f"batch: expected {self.places} places, got {batch.places}")
         if not len(batch):
@@ -169,9 +169,9 @@ class Estimator:
         self.weights.update(logs, weights, added, batch.groups, batch.row_weights)
 
     def merge(self, other: Self) -> None:
-        """Add what another one of the same kind has seen."""
+        """Add the sums of another one of the same kind."""
         if type(other) is not type(self) or (other.places, other.clip) != (self.places, self.clip):
-            raise ValueError("other: sums of another kind do not merge")
+            raise ValueError("other: sums of different kinds cannot be merged")
         self.replicates = None
         self.rows += other.rows
         self.sums += other.sums
@@ -184,9 +184,9 @@ class Estimator:
             self.weights.merge(other.weights)
 
     def cut(self, places: int) -> Self:
-        """The same of the first places alone, where no ranking so far has more.
+        """The same estimator for the first places only, if no ranking so far has more.
 
-        It shares with this one what does not depend on places, so neither is to be added to.
+        It shares with this one the parts that do not depend on places, so do not add to either.
         """
         found = copy(self)
         found.places = places
@@ -200,84 +200,84 @@ class Estimator:
         return found
 
     def value(self, totals: FloatArray) -> FloatArray:
-        """The estimate from sums (..., m); NaN where they say nothing."""
+        """The estimate from sums (..., m); NaN where it is undefined."""
         raise NotImplementedError
 
     def gradient(self, totals: FloatArray) -> FloatArray:
-        """Its derivatives by the sums, (m,)."""
+        """The derivatives of the estimate by the sums, (m,)."""
         raise NotImplementedError
 
     def compared(self, totals: FloatArray) -> FloatArray:
-        """What others are held against, from sums (..., m): the estimate, or a steadier one."""
+        """The value for comparisons, from sums (..., m): the estimate, or a more stable one."""
         return self.value(totals)
 
     @property
     def without_each(self) -> FloatArray:
-        """The estimates without one of the groups, (groups that have rows,)."""
+        """The estimates without each one of the groups, (groups that have rows,)."""
         return self.value(self.sums.sum(axis=0) - self.sums[self.counts > 0])
 
     @property
     def effective_clusters(self) -> float:
-        """As many users with equally many rows would say as much."""
+        """The number of users with equally many rows that would be as informative."""
         return effective_clusters(self.mass)
 
     @property
     def expected_reward_ess(self) -> float:
-        """Effective rewarded rows, by how the bulk of the rewards' sizes is spread."""
+        """Effective rewarded rows, from the spread of the bulk of the rewards' sizes."""
         return expected_ess(self.sizes)
 
     def doubts(self) -> list[str]:
-        """Reasons not to take it for the policy's value that are of this estimator's own kind."""
+        """Reasons of this estimator's own against taking its estimate for the policy's value."""
         return []
 
     @property
     def model_z(self) -> float:
-        """Standard errors by which a reward model contradicts itself, clustered; 0 without one.
+        """Standard errors by which a reward model contradicts itself, clustered; 0 without a model.
 
-        Its weighted values of what was shown, and its means under the evaluation policy, are of one
-        mean, whatever people do and however wrong it is.
+        Its weighted values of what was shown, and its means under the evaluation policy, have the
+        same expectation, whatever people do and however wrong the model is.
         """
         return 0.0
 
     @property
     def parameters(self) -> dict[str, float]:
-        """What it was computed with, for an estimate to say."""
+        """Parameters of the estimator, for its estimates."""
         return {}
 
     @property
     def matched(self) -> int | None:
-        """Rows that it is a mean of, where those are not all."""
+        """Rows that it is a mean of, if these are not all rows."""
         return None
 
     @property
     def bias(self) -> float:
-        """How far it is off, as far as that is known."""
+        """Its bias, as far as it is known."""
         return 0.0
 
     def _width(self) -> int:
         return 2
 
     def _columns(self, places: int) -> IntArray:
-        """Which summands are those of the first places."""
+        """Which summands belong to the first places."""
         return np.arange(self._width())
 
     def _summands(self, batch: Batch) -> FloatArray:
         raise NotImplementedError
 
     def _distinct(self, batch: Batch) -> tuple[FloatArray, IntArray | None]:
-        """The summands that differ, (n, u), and which of them each one is, (m,); None: as given."""
+        """The distinct summands (n, u), and each summand's index, (m,); None if all differ."""
         return self._summands(batch), None
 
     def _log_weights(self, batch: Batch) -> FloatArray | None:
-        """Log-weights (n, j) whose spread decides whether the estimate can be trusted."""
+        """Log-weights (n, j) whose spread decides whether the estimate is reliable."""
         raise NotImplementedError
 
     def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
-        """Their exponentials."""
+        """The exponentials of the log-weights."""
         return np.asarray(np.exp(np.minimum(logs, MAX_LOG_WEIGHT)))
 
     def _contributions(self, batch: Batch) -> FloatArray:
-        """What each row adds to the estimate's numerator, (n,)."""
+        """Each row's contribution to the estimate's numerator, (n,)."""
         return np.asarray(self._summands(batch)[:, 0])
 
 
@@ -285,7 +285,7 @@ class _Mean(Estimator):
     """A mean over rankings."""
 
     def _weights(self, batch: Batch, logs: FloatArray) -> FloatArray:
-        # Those of prefixes are there already.
+        # The weights of prefixes are computed already.
         return batch.prefix_weights if logs is batch.log_weights else super()._weights(batch, logs)
 
     def _values(self, batch: Batch) -> FloatArray:
@@ -321,7 +321,7 @@ class Avg(_Mean):
 
     def __init__(self, places: int, clip: float = 20.0) -> None:
         super().__init__(places, clip)
-        self._same = True  # both policies are one
+        self._same = True  # whether both policies are the same
 
     def update(self, batch: Batch) -> None:
         super().update(batch)
@@ -410,7 +410,7 @@ class Iips(Estimator):
         return np.concatenate([np.full(k, by_earned), np.zeros(k), [by_rows]])
 
     def compared(self, totals: FloatArray) -> FloatArray:
-        # Each place by its own weights: what rewards have in common is then no noise.
+        # Each place by its own weights, so that what rewards have in common adds no variance.
         k = self.places
         return np.asarray(_ratio(totals[..., :k], totals[..., k : 2 * k]).sum(axis=-1))
 
@@ -428,7 +428,7 @@ class Snips(_Ratio):
     """``sum(w sum_l r_l) / sum(w)``: self-normalised.
 
     Swaminathan and Joachims (2015), "The self-normalized estimator for counterfactual learning".
-    Biased by O(1/n), with less variance, and equivariant to what is added to all rewards.
+    Biased by O(1/n), with less variance; adding a constant to all rewards adds it to the estimate.
     """
 
     name = "snips"
@@ -442,12 +442,12 @@ class Snips(_Ratio):
 
 
 class Snrips(Estimator):
-    """``sum_l (sum w_l r_l / sum w_l) (sum w_{l-1} / all w_{l-1})``: each place for itself.
+    """``sum_l (sum w_l r_l / sum w_l) (sum w_{l-1} / all w_{l-1})``: normalised place by place.
 
-    All sums but the last are over the rankings that have place l, the last is over all of them.
-    Whether somebody reaches a place may depend on what stands above it (people scroll until they
-    like something), so a place's presence is weighted by the places above it, as its reward is by
-    the places up to it.
+    All sums but the last are over the rankings that have place l; the last is over all rankings.
+    Whether somebody reaches a place may depend on the places above it (people scroll until they
+    like something). So the presence of a place is weighted by the places above it, as its reward is
+    by the places down to it.
     """
 
     name = "snrips"
@@ -464,7 +464,7 @@ class Snrips(Estimator):
     def _distinct(self, batch: Batch) -> tuple[FloatArray, IntArray | None]:
         k, weights, above = self.places, batch.prefix_weights, batch.weights_above
         there = np.arange(k) < batch.lengths[:, None]
-        if there.all():  # then a place's weight is that above the next one
+        if there.all():  # then a place's weight is the weight above the next place
             one = np.ones((len(batch), 1))
             prefixes = np.arange(k, 2 * k)
             of_above = np.concatenate([[2 * k], prefixes[:-1]])
@@ -484,7 +484,7 @@ class Snrips(Estimator):
 
     def value(self, totals: FloatArray) -> FloatArray:
         earned, weight, shown, above = self._parts(totals)
-        # A place that no ranking has earns nothing; one without any weight says nothing.
+        # A place that no ranking has earns nothing; a place without any weight is undefined.
         each = np.where(shown > 0.0, _ratio(earned, weight) * _ratio(shown, above), 0.0)
         return np.where(above[..., 0] > 0.0, each.sum(axis=-1), np.nan)
 
@@ -518,7 +518,7 @@ class Snrips(Estimator):
 
 
 class ClippedIps(_Mean):
-    """``mean(min(w, M) sum_l r_l)``: ips with bounded weights. Biased low where rewards are >= 0.
+    """``mean(min(w, M) sum_l r_l)``: ips with bounded weights. Biased low if rewards are >= 0.
 
     Ionides (2008), "Truncated importance sampling".
     """
@@ -563,15 +563,15 @@ class ClippedIps(_Mean):
         return np.minimum(batch.weights, self.clip) * batch.earned
 
     def _log_weights(self, batch: Batch) -> FloatArray | None:
-        # Their mean says how much is cut off: 1 less the bias of a reward that is always 1.
+        # Their mean shows how much is cut off: 1 less the bias of a reward that is always 1.
         return np.minimum(batch.log_weights[:, -1:], np.log(self.clip))
 
 
 class Replay(_Ratio):
-    """Mean reward of the rankings that the evaluation policy, drawing once, would show too.
+    """Mean reward of the rankings that the evaluation policy, drawing once, would also show.
 
     Li et al. (2011), "Unbiased offline evaluation of contextual-bandit-based news article
-    recommendation algorithms". Right only where a match is as likely for every user: uniform
+    recommendation algorithms". Correct only if a match is equally likely for every user: uniform
     logging from equally many items.
 
     Attributes
@@ -607,7 +607,7 @@ class Replay(_Ratio):
     def _update_weights(
         self, batch: Batch, logs: FloatArray, weights: FloatArray, added: FloatArray
     ) -> None:
-        # Of the rows that matched: the others are no part of the mean.
+        # Only the rows that matched: the others are not part of the mean.
         there, own = batch.matched, batch.row_weights
         if there.any():
             self.weights.update(
@@ -641,21 +641,21 @@ class Replay(_Ratio):
 
 
 class ReplayWeighted(Replay):
-    """`Replay` with each match weighted by 1 / pi_0: right under any logging with support."""
+    """`Replay` with each match weighted by 1 / pi_0: correct under any logging with support."""
 
     name = "replay-weighted"
     assumes = "nothing about behaviour; uses the matches alone"
 
     @property
     def constant_match(self) -> bool:
-        return True  # or made good by the weights
+        return True  # the weights correct for differences
 
     def _log_weights(self, batch: Batch) -> FloatArray:
         return np.where(batch.matched, -batch.logged.sum(axis=1), -np.inf)[:, None]
 
 
 class Dm(_Mean):
-    """``mean(q of what pi_1 shows)``: the direct method, by a reward model alone."""
+    """``mean(q of what pi_1 shows)``: the direct method, from a reward model alone."""
 
     name = "dm"
     needs = ("q_direct",)
@@ -722,7 +722,7 @@ class DrPosition(Estimator):
         return 4
 
     def _summands(self, batch: Batch) -> FloatArray:
-        # The values; what the model's add up to, which is 0 in the mean, and its size; rows.
+        # The values; the model's contributions, which have the mean 0, and their size; rows.
         q, expected = self._model(batch)
         of_shown, of_all = batch.prefix_weights * q, batch.weights_above * expected
         control = (of_all - of_shown).sum(axis=1)
@@ -741,7 +741,7 @@ class DrPosition(Estimator):
         return batch.prefix_weights
 
     def _contributions(self, batch: Batch) -> FloatArray:
-        # What is weighted, not what the reward model adds to all.
+        # Only the weighted part, not what the reward model adds for all rows.
         return batch.weighted_earned
 
 
@@ -766,7 +766,7 @@ class PseudoInverse(_Mean):
     """``mean(q_1^T Gamma_0^+ 1_s sum_l r_l)``: the pseudo-inverse estimator for slates.
 
     Swaminathan et al. (2017), "Off-policy evaluation for slate recommendation". Weights may be
-    negative; their mean is 1 all the same where the logging policy shows whatever pi_1 does.
+    negative; their mean is still 1 if the logging policy can show everything that pi_1 shows.
     """
 
     name = "pi"

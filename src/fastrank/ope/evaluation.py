@@ -1,4 +1,4 @@
-"""From a log and some policies to estimates: one reading of the log, however many policies."""
+"""Estimates from a log: one reading of the log for any number of policies."""
 
 from __future__ import annotations
 
@@ -54,48 +54,48 @@ def evaluate(
     ----------
     log : LogReader or ExperimentLog
     policies : sequence of EvaluationPolicy
-        With labels of their own.
+        With distinct labels.
     logging : sequence of Model or Catalog
-        What wrote the log. Needed where an evaluation policy has another catalog, to know what
-        could not have been shown, and by estimators that use its law (iips, pi).
+        The models that wrote the log. Needed if an evaluation policy has another catalog, to know
+        what could not have been shown, and by estimators that use the logging law (iips, pi).
     places : int, optional
-        Evaluate a policy that shows so many. By default each row's own number; if some rows asked
-        for fewer than are given here, the log cannot say what the rest would have earned.
+        Number of places that the evaluated policies show. By default each row's own number. If some
+        rows asked for fewer, the log cannot say what the other places would have earned.
     estimators : sequence of str
-        Keys of `ESTIMATORS`; by default `DEFAULT_ESTIMATORS`. avg is always among them, and snips
-        where others assume more of how people behave.
+        Keys of `ESTIMATORS`; by default `DEFAULT_ESTIMATORS`. avg is always added, and snips if
+        others assume more about how people behave.
     lead : str, optional
-        Which estimator the verdict rests on; by default snrips, or snips with one place, where
-        they are the same, and where the log contradicts what snrips assumes: from a paired
-        difference of two thirds of `Thresholds.behaviour` on.
+        The estimator that verdicts rest on. By default snrips; snips with one place, where the two
+        are equal, and if the log contradicts the assumption of snrips: from a paired difference of
+        two thirds of `Thresholds.behaviour` on.
     reference : str
-        What differences are to: ``"logging"``, or a policy's label.
+        What policies are compared with: ``"logging"``, or a policy's label.
     cluster : bool
-        Whether errors allow for a user's rows depending on each other. If they do not, and the log
+        Whether errors allow for dependence between rows of one user. If they do not, and the log
         shows that they should, `Evaluation.user_effect` says so.
     level : float
-        Of the intervals.
+        Confidence level of the intervals.
     thresholds : Thresholds, optional
     clip : float
-        Largest weight of clipped-ips; above 0 and finite, for without a limit it is ips.
+        Largest weight of clipped-ips; above 0 and finite, since without a limit it equals ips.
     reward_range : (float, float), optional
-        Least and largest reward of a ranking, for the Bernstein bound of clipped-ips.
+        Smallest and largest reward of a ranking, for the Bernstein bound of clipped-ips.
     reward_model : callable, optional
         ``q(query (d,), item_ids (m,)) -> (m,)`` or ``(m, k)``: expected rewards. For dm and
         dr-position.
     include_fallback, include_caller_seeds : bool
-        Use rows that are left out by default.
+        Also use rows that are left out by default.
     restrict_to_logged_catalog : bool
-        Evaluate policies that never show what the logged catalog did not have.
+        Evaluate policies as if they never showed items that are not in the logged catalog.
     keep_candidates : bool
-        Where only candidates were ranked (`candidate_set_id`), evaluate policies that rank the
-        same candidates, which the row's allow list holds. By default they rank everything, and what
-        they show that was no candidate is uncovered.
+        If only candidates were ranked (`candidate_set_id`), evaluate policies that rank the same
+        candidates, which are in the row's allow list. By default policies rank everything, and
+        items shown that were not candidates are uncovered.
     reasons : sequence of str
-        What is known to be wrong with the log: keys of `REASONS`, ``"audit_failed"`` for one.
+        Known problems of the log: keys of `REASONS`, such as ``"audit_failed"``.
     advance : callable, optional
-        Called with the number of rows that are done: after each batch and, where laws or a
-        reward model take long, within it.
+        Called with the number of rows done: after each batch and, if laws or a reward model take
+        long, within it.
 
     Returns
     -------
@@ -104,16 +104,16 @@ def evaluate(
     Raises
     ------
     ValueError
-        If an argument is invalid, the item ids of a model and of the log are of different kinds
-        (integers and text), or a model refuses every row. The message names the argument and the
-        value. Errors are raised before the log is read where possible.
+        If an argument is invalid, before the log is read if possible; the message names the
+        argument and the value. If a model's item ids are numbers and the log's are text, or the
+        reverse; if the model refuses every row.
 
     Notes
     -----
-    Memory is bounded by a batch and, for each stratum and policy, sums whose size depends on the
-    places and estimators alone: with the default ones 0.3 MB for one place and 0.7 MB for ten; iips
-    and pi keep up to 128 MiB of laws besides, and seeds take 2 MB. Each row costs one scan of the
-    catalog for its scores and one pass over them for each policy. iips computes two Plackett-Luce
+    Memory is bounded by a batch and, for each stratum and policy, sums whose size depends only on
+    the places and estimators: with the default ones 0.3 MB for one place and 0.7 MB for ten. iips
+    and pi also keep up to 128 MiB of laws, and seeds take 2 MB. Each row costs one scan of the
+    catalog for its scores, and one pass over them for each policy. iips computes two Plackett-Luce
     laws for every query, set of filters and policy of a batch: a few milliseconds each.
 
     Examples

@@ -1,4 +1,4 @@
-"""The rows of a log that belong to one experiment, and which of its arms ran when."""
+"""The rows of one experiment in a log, and when each of its arms ran."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fastrank.ope.shares import Shares, SharesGiven
 
 __all__ = ["MOST_CELLS", "MOST_STRATA", "Cell", "ExperimentLog", "Log", "Period", "check_log"]
 
-MOST_CELLS = 1000  # arms in periods, of each of which users are kept, and sums
-MOST_STRATA = 1000  # of an arm in a period: models that were exchanged
-_NAMED = 10  # of many names, so many are said
+MOST_CELLS = 1000  # arms in periods; users and sums are kept for each
+MOST_STRATA = 1000  # of an arm in a period: models that replaced each other
+_NAMED = 10  # most names in a message
 _WAITING = 1 << 16  # hashes of users
 
 
@@ -36,18 +36,18 @@ class Log(Protocol):
 
     @property
     def strata(self) -> Sequence[Stratum]:
-        """Grows while reading; `LogBatch.stratum` points into it."""
+        """Grows while reading; `LogBatch.stratum` indexes it."""
         ...
 
     def __iter__(self) -> Iterator[LogBatch]: ...
 
     def survey(self) -> tuple[int, int]:
-        """Rows, and places of the longest ranking; both at most."""
+        """Upper limits of the number of rows and of the length of the longest ranking."""
         ...
 
 
 def check_log(log: object) -> None:
-    """That it is read as a log; a ValueError says what to pass."""
+    """Check that a log can be read; a ValueError says what to pass."""
     if all(hasattr(log, name) for name in ("survey", "strata", "report")):
         return
     got = shown(log)
@@ -60,21 +60,21 @@ def check_log(log: object) -> None:
 
 
 class Cell:
-    """One arm while shares were constant.
+    """One arm during a period of constant shares.
 
     Attributes
     ----------
     rows : int
     first, last : datetime64[us]
-        When the first and the last of them were served.
+        When its first and last row were served.
     without_user : int
         Rows that name no user.
     strata : dict of Stratum to None
-        What drew them, but for fallbacks; no more than `MOST_STRATA` are kept, and one.
+        The strata of its rows, without fallbacks; at most `MOST_STRATA` + 1 are kept.
     rules : set of str or None
-        Ids of the rules that they are under, None among them where there are none.
+        Ids of the rules of its rows; None is among them if some rows have none.
     has_candidates : bool
-        Whether some of them ranked candidates alone.
+        Whether some of its rows ranked only candidates.
     """
 
     def __init__(self) -> None:
@@ -84,10 +84,10 @@ class Cell:
         self.rules: set[str | None] = set()
         self.has_candidates = False
         self._users: list[Hashes] = []
-        self._settled = 0  # users that the first of these holds, each once
+        self._settled = 0  # distinct users in the first of these arrays
 
     def add(self, batch: LogBatch, strata: Sequence[Stratum]) -> None:
-        """Its rows of a log with these strata."""
+        """Add its rows of a log with these strata."""
         times = _times(batch)
         self.first = np.fmin(self.first, times.min())
         self.last = np.fmax(self.last, times.max())
@@ -104,7 +104,7 @@ class Cell:
 
     @property
     def users(self) -> Hashes:
-        """Hashes of the users (m,), each once."""
+        """Hashes of its users (m,), each once."""
         if len(self._users) > 1:
             self._users = [np.unique(np.concatenate(self._users))]
         return self._users[0] if self._users else np.empty(0, np.uint64)
@@ -112,16 +112,16 @@ class Cell:
 
 @dataclass(slots=True)
 class Period:
-    """A time in which shares were constant: one revision, between two changes of shares.
+    """A period of constant shares: one revision, between two changes of shares.
 
     Attributes
     ----------
     name : str
-        For people.
+        Name for people.
     shares : dict of str to float, or None
-        Those in force, if they are stated anywhere.
+        The shares in force, if they are stated.
     arms : dict of str to Cell
-        Those that have rows.
+        The arms that have rows.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Period:
     arms: dict[str, Cell] = field(default_factory=dict)
 
     def both(self, arm: str, other: str) -> tuple[np.datetime64, np.datetime64] | None:
-        """The first and the last time at which two arms ran; None where they did not."""
+        """The first and last time at which two arms ran; None if they never did."""
         if arm not in self.arms or other not in self.arms:
             return None
         cells = self.arms[arm], self.arms[other]
@@ -138,39 +138,39 @@ class Period:
 
 
 class ExperimentLog:
-    """The rows of one experiment, read as a log of their own.
+    """The rows of one experiment, read as a separate log.
 
     Parameters
     ----------
     log : LogReader
-        With the columns `experiment`, `arm` and `revision`; it is read once to find the arms.
+        Needs the columns `experiment`, `arm` and `revision`; it is read once to find the arms.
     name : str, optional
-        The experiment's; by default that of the only one.
+        Name of the experiment; by default the only one of the log.
     shares : mapping, optional
-        Of arms' names to their shares of users (or of requests, if those are what was assigned);
-        or of revisions, or datetimes from which they hold, to such. They are relative: 9 and 1 are
-        0.9 and 0.1.
+        From arms' names to their shares of users (or of requests, if those were assigned); or from
+        revisions, or datetimes since when they hold, to such mappings. Shares are relative: 9 and 1
+        mean 0.9 and 0.1.
 
     Attributes
     ----------
     name : str
     periods : list of Period
-        Times at which shares were constant, in their order.
+        Periods of constant shares, in order.
     arms : list of str
-        In alphabetical order; those of `shares`, too.
+        In alphabetical order, including those of `shares`.
     rows_without_arm : int
-        Rows of the experiment that say no arm; they are left out.
+        Rows of the experiment that state no arm; they are left out.
     has_row_weights : bool
 
     Raises
     ------
     ValueError
-        If the log has no such experiment, or several and no name is given; if it has an arm of
-        which `shares` say nothing.
+        If the log has no such experiment, or several and no name is given; if it has an arm that
+        `shares` do not mention.
 
     Notes
     -----
-    Memory is that of the reader, and 8 bytes a user, arm and period.
+    Memory is that of the reader, plus 8 bytes per user, arm and period.
 
     Examples
     --------
@@ -221,7 +221,7 @@ class ExperimentLog:
         if not self.periods:
             raise ValueError(f"experiment: {self.name!r}: no row says which arm it is of")
         order = np.argsort([min(c.first for c in each.arms.values()) for each in self.periods])
-        self._order = np.argsort(order)  # of each as they came, its place
+        self._order = np.argsort(order)  # alphabetical place of each arm, in order of appearance
         self.periods = [self.periods[j] for j in order.tolist()]
         for each in self.periods:
             unknown = [] if each.shares is None else sorted(each.arms.keys() - each.shares.keys())
@@ -246,11 +246,11 @@ class ExperimentLog:
 
     @property
     def rows(self) -> int:
-        """Of all arms."""
+        """Whether any arm has row weights."""
         return sum(cell.rows for each in self.periods for cell in each.arms.values())
 
     def survey(self) -> tuple[int, int]:
-        """The reader's: rows of other experiments are counted."""
+        """The reader's survey: rows of other experiments are included."""
         return self._log.survey()
 
     def __iter__(self) -> Iterator[LogBatch]:
@@ -263,9 +263,9 @@ class ExperimentLog:
                 yield part if known.all() else part.where(known)
 
     def cells(self, batch: LogBatch) -> tuple[IntArray, IntArray]:
-        """Of rows, the indices into `periods` and into `arms`; (n,) each.
+        """For each row, its indices into `periods` and `arms`; (n,) each.
 
-        -1 where a row has none, or was not there yet when the log was looked at.
+        -1 if a row has none, or did not exist when the log was first read.
         """
         at = {arm: j for j, arm in enumerate(self.arms)}
         codes, texts = batch.texts("arm")
@@ -277,7 +277,7 @@ class ExperimentLog:
         return periods, arms[codes]
 
     def both_ran(self, batch: LogBatch, periods: IntArray, arm: str, other: str) -> Mask:
-        """Rows (n,) of times at which two arms ran, by their `periods`."""
+        """Rows (n,) of times at which two arms ran, given their `periods`."""
         times = _times(batch)
         found = np.zeros(len(batch), np.bool_)
         for j in np.unique(periods).tolist():
@@ -287,7 +287,7 @@ class ExperimentLog:
         return found
 
     def sample_ratio(self, by_user: bool = True) -> SampleRatio:
-        """Whether the arms have as many users, or requests, as their shares promise."""
+        """Test whether the arms have as many users, or requests, as their shares state."""
         cells = [cell for each in self.periods for cell in each.arms.values()]
         by_user = by_user and any(cell.without_user < cell.rows for cell in cells)
         unit, both, counted = "users" if by_user else "requests", 0, []
@@ -355,7 +355,7 @@ class ExperimentLog:
         return arms.setdefault(arm, Cell())
 
     def _keys(self, batch: LogBatch) -> Iterator[tuple[tuple[str | None, int], Mask]]:
-        """What tells periods apart, with the rows (n,) that are of it."""
+        """What distinguishes periods, with their rows (n,)."""
         codes, texts = batch.texts("revision")
         since = np.searchsorted(self._shares.times, _times(batch), side="right") - 1
         for code, time in np.unique(np.stack([codes, since], axis=1), axis=0).tolist():

@@ -1,4 +1,4 @@
-"""How long an evaluation will take, from a look at the first batch of its log."""
+"""Estimate how long an evaluation will take, from the first batch of its log."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fastrank.scorer import Scorer
 
 __all__ = ["forecast"]
 
-_ROWS = 200  # judged, and at most in each part of what the estimators want besides
-_SECONDS = 1.0  # spent on the latter; a part that was begun is finished
+_ROWS = 200  # most rows judged, and in each sample for the optional arrays
+_SECONDS = 1.0  # for the latter; a sample that was started is finished
 
 
 def forecast(
@@ -35,15 +35,15 @@ def forecast(
     restrict_to_logged_catalog: bool = False,
     keep_candidates: bool = False,
 ) -> float:
-    """Seconds that `evaluate` will take with these arguments, for a message.
+    """Estimate the seconds that `evaluate` will take with these arguments, for a message.
 
-    0 for a short log, or where there is nothing to compute but what the log has in columns. Takes
-    the reading of one batch and some seconds.
+    0 for a short log, or if everything needed is in columns of the log. Takes the reading of one
+    batch and some seconds.
 
     Raises
     ------
     ValueError
-        As `evaluate` would.
+        As in `evaluate`.
     """
     places, names, _ = settled(longest_of(log), places, estimators, lead)
     optional = OptionalArrays(
@@ -63,7 +63,7 @@ def forecast(
         return 0.0
     catalogs = catalogs_of(logging)
     times = []
-    for count in (1, _ROWS):  # the extra cost of the first row is paid once a batch
+    for count in (1, _ROWS):  # the extra cost of the first row occurs once per batch
         start = time.perf_counter()
         judge(
             batch,
@@ -86,10 +86,10 @@ def _arrays_a_row(
     optional: OptionalArrays,
     places: int,
 ) -> float:
-    """Seconds a row for the optional arrays.
+    """Seconds per row for the optional arrays.
 
-    Rows of one user share most of the work, so that users are tried, each with all of their rows:
-    one, then two more, then four more, until that has taken long enough.
+    Rows of one user share most of the work, so whole users are timed: one, then two more, then four
+    more, until that has taken long enough.
     """
     order = np.argsort(batch.user_hash, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(batch.user_hash[order]) != 0])
@@ -119,6 +119,6 @@ def _arrays_a_row(
             measured.append((len(part), time.perf_counter() - start))
         user, users = last + 1, 2 * users
     if len(measured) > 1:
-        measured = measured[1:]  # the first one pays for loading and preparing
+        measured = measured[1:]  # the first user includes loading and preparing
     rows = sum(count for count, _ in measured)
     return sum(seconds for _, seconds in measured) / rows if rows else 0.0

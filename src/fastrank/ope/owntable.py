@@ -1,4 +1,4 @@
-"""From anybody's table to estimates in one call."""
+"""From a table of your own to estimates, in one call."""
 
 from __future__ import annotations
 
@@ -37,44 +37,44 @@ def evaluate_table(
     arrays: Mapping[str, Mapping[str, str]] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Estimate what other policies would have earned, from anybody's table.
+    """Estimate what other policies would have earned, from a table of your own.
 
     Parameters
     ----------
     data : DataFrame, Table, mapping of arrays, path, paths, or OwnLog
-        With a row a ranking or a row an item, as `from_table` takes it. What `from_table`,
-        `from_obp` and `from_dsjson` return knows its columns and policies: nothing else is given
-        then but `options`.
+        With one row per ranking or one row per item, as in `from_table`. A log returned by
+        `from_table`, `from_obp` or `from_dsjson` knows its columns and policies: then give only
+        `options`.
     policies : mapping of str to str or Policy
-        By label, as of `from_table`: the column of the propensity of what was shown under another
+        By label, as in `from_table`: the column with the propensity of what was shown under another
         policy, or ``fr.Uniform()``.
     item, propensity, log_propensity, propensity_of, reward, request, position, user
-        As of `from_table`; `item`, a propensity and `reward` must be there.
+        As in `from_table`; `item`, a propensity and `reward` are required.
     time, displayed, row_weight, n_eligible, logged_by
-        As of `from_table`.
+        As in `from_table`.
     arrays : mapping of str to mapping of str to str, optional
-        By label: columns for estimators that want more than propensities, by the name that `Batch`
-        knows them by, ``q_logged`` for one.
+        By label: columns for estimators that need more than propensities, by the array's name in
+        `Batch`, such as ``q_logged``.
     **options
-        As of `evaluate`: estimators, lead, places, reference, cluster, level, thresholds, and so
+        As in `evaluate`: estimators, lead, places, reference, cluster, level, thresholds, and so
         on.
 
     Returns
     -------
     Evaluation
-        Its `span` is None where no `time` is named.
+        Its `span` is None if no `time` is given.
 
     Raises
     ------
     ColumnsError
-        A ValueError that names all that is missing at once, and the columns that there are.
+        A ValueError that names everything that is missing at once, and the columns found.
     ValueError
-        As of `from_table` and `evaluate`.
+        As in `from_table` and `evaluate`.
 
     Notes
     -----
-    The valid rows of the table are read once for their number and once for the estimates; a table
-    that has to be grouped is kept in between.
+    The valid rows of the table are read once to count them and once for the estimates; a table that
+    has to be grouped is kept in between.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def evaluate_table(
         if unknown:
             raise ColumnsError(unknown)
     elif given != Columns():
-        raise ValueError("data: knows its own columns and policies; name none beside it")
+        raise ValueError("data: knows its own columns and policies; name none")
     evaluation = evaluate(log.reader(), evaluation_policies(log, arrays), **options)
     return evaluation if log.has_times else replace(evaluation, span=None)
 
@@ -123,7 +123,7 @@ def evaluate_table(
 def evaluation_policies(
     log: OwnLog, arrays: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[FromColumn]:
-    """The policies that a log has columns for, as `evaluate` takes them.
+    """The policies that a log has columns for, in the form that `evaluate` takes.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def evaluation_policies(
 
 
 def _columns_of(arrays: Mapping[str, Mapping[str, str]] | None) -> tuple[str, ...]:
-    """Columns that hold arrays, each once; a ColumnsError for arrays that no estimator knows."""
+    """Columns that hold arrays, each once; ColumnsError for arrays that no estimator uses."""
     known = {need for each in ESTIMATORS.values() for need in each.needs}
     problems = []
     columns: dict[str, None] = {}
@@ -164,7 +164,7 @@ def _columns_of(arrays: Mapping[str, Mapping[str, str]] | None) -> tuple[str, ..
         for name, column in named.items():
             columns[column] = None
             if name not in known:
-                what = f"no estimator wants it, only {', '.join(sorted(known))}"
+                what = f"no estimator uses it, only {', '.join(sorted(known))}"
                 problems.append((f"arrays[{label!r}][{name!r}]", what))
     if problems:
         raise ColumnsError(problems)

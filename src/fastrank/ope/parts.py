@@ -1,8 +1,8 @@
-"""Evaluation in parts: sums of each part of a log, anywhere, and their evaluation as one log's.
+"""Evaluation in parts: sum parts of a log anywhere, and evaluate them as one log.
 
-What an evaluation keeps of a log are sums, so that parts may be read by many processes or machines.
-What can be said of the log as a whole alone is judged after parts are merged: requests that came
-twice, rows that are missing from a writer's sequence, seeds that users share, and every status.
+An evaluation only needs sums of a log, so many processes or machines may read its parts. Some
+things are judged only after parts are merged, because they concern the log as a whole: repeated
+requests, rows missing from a writer's sequence, seeds that users share, and every status.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from fastrank.scorer import Scorer
 __all__ = ["Partial", "SharedRowsError", "merged", "partial", "partial_of"]
 
 _FORMAT = 1  # of a pickled partial
-_RANGES = 4096  # of a writer's sequence
+_RANGES = 4096  # most ranges kept of a writer's sequence
 _REQUESTS = 1 << 16
 
 
 class SharedRowsError(ValueError):
-    """Parts have rows in common, which are in the sums of each, and so count twice.
+    """Parts share rows, which are in the sums of each and so count twice.
 
     Attributes
     ----------
     pairs : list of (int, int)
-        Parts, by their places in what was to be merged.
+        The parts, by their index among the partials to merge.
 
     Examples
     --------
@@ -64,10 +64,10 @@ class SharedRowsError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """What a partial is made of: see there."""
+    """The contents of a `Partial`."""
 
     asked: Question  # without policies and models
-    identity: Mapping[str, str]  # what parts of one evaluation have alike, by the argument
+    identity: Mapping[str, str]  # what parts of one evaluation must agree on, by argument
     sums: LogSums
     report: ReadReport
     kind: IdKind | None
@@ -76,17 +76,17 @@ class _Kept:
 
 
 class Partial:
-    """Sums of a part of a log: what `partial` and `merged` make. They merge, and can be pickled.
+    """Sums of a part of a log, made by `partial` and `merged`; they merge, and can be pickled.
 
-    Its size depends on places, estimators, policies and strata, not on rows: for one policy, one
-    stratum, ten places and the default estimators 2 MB at most.
+    The size depends on places, estimators, policies and strata, not on rows: at most 2 MB for one
+    policy, one stratum, ten places and the default estimators.
 
     Attributes
     ----------
     rows, rows_used : int
         Valid rows read, and rows in the sums.
     report : ReadReport
-        What reading found.
+        The reader's report.
     """
 
     def __init__(self, kept: _Kept) -> None:
@@ -94,17 +94,17 @@ class Partial:
 
     @property
     def rows(self) -> int:
-        """Valid ones, read."""
+        """Number of valid rows read."""
         return self._kept.sums.rows
 
     @property
     def rows_used(self) -> int:
-        """Those in the sums."""
+        """Number of rows in the sums."""
         return sum(each.rows for each in self._kept.sums.strata)
 
     @property
     def report(self) -> ReadReport:
-        """What reading found."""
+        """The reader's report."""
         return self._kept.report
 
     def __repr__(self) -> str:
@@ -112,12 +112,12 @@ class Partial:
         return f"Partial({labels}; {self.rows_used} of {self.rows} rows used)"
 
     def evaluation(self, reasons: Sequence[str] = ()) -> Evaluation:
-        """What `evaluate` says of a log that is all of this.
+        """Return what `evaluate` returns for a log of exactly these rows.
 
         Parameters
         ----------
         reasons : sequence of str
-            What is known to be wrong with the log: keys of `REASONS`.
+            Known problems of the log: keys of `REASONS`.
 
         Returns
         -------
@@ -126,14 +126,14 @@ class Partial:
         Raises
         ------
         ValueError
-            As `evaluate`, where no file could be read, or a model refused all rows.
+            As in `evaluate`: if no file could be read, or a model refused all rows.
         """
         kept = self._kept
         why = kept.report.why_unread
         if why is not None:
             raise ValueError(why)
         asked, sums = kept.asked, kept.sums
-        if kept.longest != asked.longest:  # which was not known before all parts were read
+        if kept.longest != asked.longest:  # unknown before all parts were read
             asked = asked.of_longest(kept.longest)
             sums = sums.cut(asked)
         return summarise(asked, sums, kept.report, reasons)
@@ -144,11 +144,11 @@ class Partial:
 
 
 def _opened(form: int, version: str, content: bytes) -> Partial:
-    """A partial that was pickled; a ValueError if another version did, which may sum otherwise."""
+    """Unpickle a partial; ValueError if another version made it, which may sum differently."""
     if (form, version) != (_FORMAT, fastrank.__version__):
         raise ValueError(
-            f"partial: it is by fastrank {version}, and this is {fastrank.__version__}: sum all"
-            " parts by one version"
+            f"partial: made by fastrank {version}, but this is {fastrank.__version__}: sum all"
+            " parts with one version"
         )
     return Partial(pickle.loads(content))
 
@@ -181,13 +181,14 @@ def partial(
     Parameters
     ----------
     log : LogReader
-        Of some files; `LogReader.parts` cuts a log. A user's rows may be in many parts.
+        Some files of a log; `LogReader.parts` divides a log. A user's rows may be in several parts.
     policies : sequence of EvaluationPolicy
-        The same for all parts, as all else but `requests` and `advance`.
+        The same for all parts, like all other arguments except `requests` and `advance`.
     places, longest : int, optional
-        Of which one at least is given. `places` is as in `evaluate`: evaluate a policy that shows
-        so many. By default each row's own number; then `longest` says how many the longest ranking
-        of the whole log has, ``LogReader(everything).survey()[1]``, which no part knows.
+        At least one of them is required. `places`, as in `evaluate`, is the number of places that
+        the evaluated policies show, by default each row's own number. In that case `longest` states
+        the length of the longest ranking of the whole log, ``LogReader(everything).survey()[1]``,
+        which no part knows.
     logging, estimators, lead, reference, cluster, level, thresholds, clip
         As in `evaluate`.
     reward_range, reward_model, include_fallback, include_caller_seeds
@@ -195,10 +196,11 @@ def partial(
     restrict_to_logged_catalog, keep_candidates
         As in `evaluate`.
     requests : int, optional
-        Hashes of request ids to keep, 8 bytes each, by which `merged` finds requests that are in
-        two parts. Of more requests a share is kept that stands for all, the same in every part:
-        what is in two parts as a whole is found for certain, and of m single ones each with the
-        probability of the share; and rows of a writer's sequence are found in any case. None: all.
+        How many hashes of request ids to keep, 8 bytes each; `merged` uses them to find requests
+        that are in two parts. If there are more requests, a share is kept that represents all, the
+        same in every part. A part that is contained twice is found for certain, and each of m
+        single requests with the probability of the share. Repeated rows of a writer's sequence are
+        always found. None keeps all.
     advance : callable, optional
         As in `evaluate`.
 
@@ -209,13 +211,13 @@ def partial(
     Raises
     ------
     ValueError
-        As `evaluate`; before the log is read, if neither `places` nor `longest` is given, if a
+        As in `evaluate`; before the log is read, if neither `places` nor `longest` is given, if a
         ranking of this part is longer than `longest`, or for an experiment's log.
 
     Notes
     -----
-    Rows that come twice within the part count once, as in `evaluate`. A part without any row, or of
-    files that cannot be read, is fine: its report tells.
+    Rows repeated within the part count once, as in `evaluate`. A part without rows, or of files
+    that cannot be read, is allowed: its report says so.
 
     Examples
     --------
@@ -242,12 +244,12 @@ def partial(
     """
     if isinstance(log, ExperimentLog):
         raise ValueError(
-            "log: expected a LogReader, got an ExperimentLog: arms are compared in one reading of"
-            " the whole log, by evaluate_arms"
+            "log: expected a LogReader, got an ExperimentLog: evaluate_arms compares arms in one"
+            " reading of the whole log"
         )
     if places is None and longest is None:
         raise ValueError(
-            "places, longest: expected one of them, for a part does not know the longest ranking"
+            "places, longest: expected one of them, since a part does not know the longest ranking"
             " of the log: LogReader(everything).survey()[1]"
         )
     if longest is not None:
@@ -275,8 +277,8 @@ def partial(
     found = longest_of(log)
     if longest is not None and found > longest:
         raise ValueError(
-            f"longest: a ranking of this part has {found:,} places, and the longest of the log is"
-            f" said to have {longest:,}"
+            f"longest: expected at least {found:,}, the length of a ranking in this part; got"
+            f" {longest:,}"
         )
     return partial_of(
         log, asked, choice, reward_model, longest=found, requests=requests, advance=advance
@@ -293,7 +295,7 @@ def partial_of(
     requests: int | None = 0,
     advance: Callable[[int], None] | None = None,
 ) -> Partial:
-    """The sums of a log by checked arguments; `longest` is its own, by default the question's."""
+    """The sums of a log, for checked arguments; `longest` is its own, by default the question's."""
     if not asked.policies:
         raise ValueError("policies: expected at least one")
     reading, progress = Reading(asked, choice, reward_model), Progress(advance)
@@ -303,7 +305,7 @@ def partial_of(
             known.add(batch.request_hash[:, 1])
             reading.take(choice.used(batch, asked.places), log.strata, progress=progress)
     except UnreadLogError:
-        pass  # other parts may be of files that can be read; the report says it of this one
+        pass  # other parts may have readable files; this part's report says so
     for sequence in log.report.sequences.values():
         sequence.bound(_RANGES)
     return Partial(
@@ -320,13 +322,13 @@ def partial_of(
 
 
 def merged(partials: Iterable[Partial]) -> Partial:
-    """One partial of all rows that others are of, which may be merged ones themselves.
+    """Merge partials, which may be merged ones, into one partial of all their rows.
 
     Parameters
     ----------
     partials : iterable of Partial
-        Of one evaluation, one at least. Their order is that of files and strata in what follows,
-        and else moves nothing but the last digits. They stay as they are.
+        At least one, all of the same evaluation. Their order is that of files and strata in the
+        results; otherwise it changes only the last digits. They stay as they are.
 
     Returns
     -------
@@ -335,18 +337,16 @@ def merged(partials: Iterable[Partial]) -> Partial:
     Raises
     ------
     SharedRowsError
-        If two have rows in common: a part that is given twice, a file in two parts, requests that
-        came again.
+        If two share rows: a part given twice, a file in two parts, repeated requests.
     ValueError
-        If the partials differ in policies, models, places or other arguments; the message names
-        what differs.
+        If they disagree on policies, models, places or other arguments; the message names it.
 
     Notes
     -----
-    Against `evaluate` of the whole log, values differ by some 1e-15 of themselves, errors and
-    intervals by less than 1e-12, skewness by 1e-10; counts, statuses and reasons not at all, unless
-    a figure is within as much of its threshold. Of more than 32,768 seeds, rows that share theirs
-    are an estimate, which may differ in its chance part.
+    Compared with `evaluate` of the whole log, relative differences of values are about 1e-15, of
+    errors and intervals below 1e-12, and of skewness 1e-10. Counts, statuses and reasons are equal,
+    unless a figure is that close to its threshold. With more than 32,768 seeds, the number of rows
+    with shared seeds is an estimate, which may differ by chance.
 
     Examples
     --------
@@ -386,7 +386,7 @@ def merged(partials: Iterable[Partial]) -> Partial:
 
 
 def _check_alike(parts: Sequence[_Kept]) -> None:
-    """That sums of these may be added; a ValueError names what they do not have alike."""
+    """Check that the sums of these may be added; a ValueError names what they disagree on."""
     first = parts[0]
     kinds: dict[IdKind, int] = {}
     for j, each in enumerate(parts):
@@ -400,13 +400,13 @@ def _check_alike(parts: Sequence[_Kept]) -> None:
             kinds.setdefault(each.kind, j)
     if len(kinds) > 1:
         said = " and ".join(f"{kind} in row {j}" for kind, j in kinds.items())
-        raise ValueError(f"partials: item ids are {said}: they are of different logs")
+        raise ValueError(f"partials: item ids are {said}: they come from different logs")
 
 
 def _identity(
     asked: Question, choice: Choice, reward_model: RewardModel | None
 ) -> Mapping[str, str]:
-    """What an evaluation goes by, as text, by the argument that says it."""
+    """What an evaluation depends on, as text, by argument."""
     return {
         "policies": "; ".join(map(_named, asked.policies)),
         "logging": ", ".join(_version(each) for each in asked.logging) or "none",
@@ -425,7 +425,7 @@ def _identity(
 
 
 def _named(policy: EvaluationPolicy) -> str:
-    """A policy, so that equal texts are equal policies as far as can be told."""
+    """Describe a policy, so that equal texts mean equal policies as far as can be told."""
     if isinstance(policy, ByModel):
         drawn = policy.policy
         params = ", ".join(f"{name}={value!r}" for name, value in sorted(drawn.params.items()))

@@ -17,7 +17,7 @@ _DOUBTED = "0.6"  # a grey
 
 
 def forest(found: Sequence[tuple[str, Estimate]], logged: Estimate, ax: Any) -> Any:
-    """Policies' estimates, by label, beside what the logging policy earned: `Evaluation.plot`."""
+    """Plot policies' estimates beside what the logging policy earned, for `Evaluation.plot`."""
     if ax is None:
         with named_if_missing():
             import matplotlib.pyplot as plt
@@ -50,8 +50,8 @@ def forest(found: Sequence[tuple[str, Estimate]], logged: Estimate, ax: Any) -> 
             )
     _set_scale(ax, [estimate for _, estimate in found], logged)
     labels = [visible(cut(label, _LABEL)) for label, _ in found]
-    ax.set_yticks(range(len(labels)), labels, parse_math=False)  # labels are anybody's
-    ax.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
+    ax.set_yticks(range(len(labels)), labels, parse_math=False)  # labels may contain anything
+    ax.set_ylim(len(labels) - 0.4, -0.6)  # the first at the top
     ax.set_xlabel(
         f"reward of a ranking, with {100 * logged.level:.4g} % intervals; line: what the"
         " logging policy earned"
@@ -63,7 +63,7 @@ def forest(found: Sequence[tuple[str, Estimate]], logged: Estimate, ax: Any) -> 
 
 
 def _set_scale(ax: Any, found: Sequence[Estimate], logged: Estimate) -> None:
-    """By what can be relied on; by all there is, where nothing can."""
+    """Scale by the reliable estimates; by all, if none is reliable."""
     scaled = [each for each in found if each.status == "ok"] or found
     ends = [
         end

@@ -1,4 +1,4 @@
-"""How far the reading of a log has come."""
+"""Progress of reading a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Calls `advance` with how many rows are done, within a batch by hundredths of it."""
+    """Calls `advance` with the number of rows done; within a batch, in hundredths of it."""
 
     def __init__(self, advance: Callable[[int], None] | None) -> None:
         self._advance = advance
@@ -16,11 +16,11 @@ class Progress:
         self._steps = self._done = 0.0
 
     def begin(self, rows: int, steps: int) -> None:
-        """A batch of so many rows, which are done after so many steps."""
+        """Start a batch of `rows` rows, which takes this many steps."""
         self._rows, self._steps, self._done = rows, float(max(steps, 1)), 0.0
 
     def step(self, steps: float) -> None:
-        """So many steps more."""
+        """Count further steps."""
         self._done += steps
         done = self._before + int(self._rows * min(self._done / self._steps, 1.0))
         if self._advance is not None and done - self._told > self._rows / 100:

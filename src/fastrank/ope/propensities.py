@@ -1,4 +1,4 @@
-"""Where an evaluation policy's propensities come from: a model, a column of the log, a function."""
+"""Propensities of an evaluation policy: from a model, a column of the log, or a function."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ __all__ = [
 ]
 
 
-# A place shown with a probability within this of 1 could not have shown anything else.
+# A place whose item had a probability within this of 1 could not have shown anything else.
 _CERTAIN = -1e-12
-_BIASES = 1 << 22  # of all rows that are judged together: 16 MB
+_BIASES = 1 << 22  # values for all rows judged together: 16 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +56,25 @@ class ByModel:
     label : str
     policy : Policy
     model : Model or Catalog
-        Supplies the vectors and temperatures of users. A catalog needs logged queries.
+        Its users' vectors and temperatures are used. With a catalog alone, the log must have
+        queries.
     arrays : mapping of str to str
-        Columns of the log, by their names in `Batch`, such as ``q_logged``.
+        Columns of the log, by the array's name in `Batch`, such as ``q_logged``.
     rules : Rules, optional
-        Rules to evaluate under instead of each row's own; ``Rules()`` for none.
+        Rules in place of those that each row was logged under; ``Rules()`` for none. By default the
+        row's own.
     params : mapping of str to (float, bool or str)
-        Parameters of these rules, which replace a row's own parameters of the same names.
+        Parameters of these rules, which override the row's own parameters of the same name.
 
     Raises
     ------
     ValueError
-        If `rules` are invalid, or have no such parameters.
+        If `rules` are not valid, or have no such parameters.
 
     Notes
     -----
-    Earlier pages, filters and the number of places are always the row's own. The value of a later
-    page is therefore conditional on the earlier pages that the logging policy showed.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import fastrank as fr
-    >>> from fastrank.eventlog import LogReader, LogWriter
-    >>> from fastrank.ope import ByModel, evaluate
-    >>> from fastrank.simulate import PositionBased, World, write_log
-    >>> world = World.synthetic(20, 10, PositionBased([1.0, 0.5]), dim=4)
-    >>> model, folder = world.model(), tempfile.mkdtemp()
-    >>> with LogWriter(folder) as log:
-    ...     write_log(world, model, fr.PlackettLuce(1.0), 2, 500, log, seed=1)
-    >>> found = evaluate(LogReader(folder), [ByModel("colder", fr.PlackettLuce(0.8), model)])
-    >>> found.policies[0].label, found.rows_used
-    ('colder', 500)
+    A row's earlier pages, its filters and its number of places are always used. So the value of a
+    next page is its value given the earlier page, as the logging policy showed it.
     """
 
     label: str
@@ -117,20 +104,20 @@ class ByModel:
 
     @property
     def ranks_by(self) -> tuple[int, Rules | None, str]:
-        """A key that is equal for policies that rank by the same model and rules."""
+        """A key that is equal for policies that rank by the same queries."""
         return id(self.model), self.rules, json.dumps(self.params, sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FromColumn:
-    """Conditional log-propensities in a column of the log, a list<float64> per row.
+    """Conditional log-propensities in a column of the log, list<float64> per row.
 
     Attributes
     ----------
     label : str
     column : str
     arrays : mapping of str to str
-        As for `ByModel`.
+        As in `ByModel`.
     """
 
     label: str
@@ -146,19 +133,10 @@ class ByFunction:
     ----------
     label : str
     function : callable
-        ``function(batch: LogBatch) -> (n, k)`` float64; NaN for rows that it cannot judge. Places
+        ``function(batch: LogBatch) -> (n, k)`` float64; NaN where it cannot judge a row. Places
         past a row's length are ignored.
     arrays : mapping of str to str
-        As for `ByModel`.
-
-    Examples
-    --------
-    >>> from fastrank.ope import ByFunction
-    >>> def uniform(batch):
-    ...     left = batch.n_eligible[:, None] - np.arange(batch.item_ids.shape[1])
-    ...     return -np.log(left)
-    >>> ByFunction("uniform", uniform).label
-    'uniform'
+        As in `ByModel`.
     """
 
     label: str
@@ -168,15 +146,15 @@ class ByFunction:
 
 @dataclass(frozen=True, slots=True)
 class FromRows:
-    """Conditional log-propensities in the log's rows, as ``serve --also`` logs them.
+    """Conditional log-propensities that the rows contain, as ``serve --also`` logs them.
 
     Attributes
     ----------
     label : str
     name : str
-        The policy's name in ``evaluation_log_propensities``. Rows without it cannot be judged.
+        Name of the policy in ``evaluation_log_propensities``. Rows without it cannot be judged.
     arrays : mapping of str to str
-        As for `ByModel`.
+        As in `ByModel`.
     """
 
     label: str
@@ -189,7 +167,7 @@ EvaluationPolicy: TypeAlias = ByModel | FromColumn | FromRows | ByFunction
 
 
 def describe(policy: EvaluationPolicy) -> str:
-    """A policy in a few words."""
+    """Describe a policy in a few words."""
     if isinstance(policy, FromColumn):
         return f"log-propensities of column {policy.column}"
     if isinstance(policy, FromRows):
@@ -207,25 +185,26 @@ def describe(policy: EvaluationPolicy) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """A batch of the log as one evaluation policy sees it.
+    """What one evaluation policy gives for a batch of the log.
 
     Attributes
     ----------
     log_propensities : ndarray of float64, shape (n, k)
         0 past a row's length.
     unknown : dict of str to ndarray of bool (n,)
-        Rows that could not be judged, by the reason.
+        Rows that could not be judged, by reason.
     certain : ndarray of float64, shape (n,)
-        An unbiased guess at the policy's probability of leaving what the logging policy was certain
-        to show.
+        An unbiased estimate of the policy's probability of leaving what the logging policy was
+        certain to show.
     outside : ndarray of float64, shape (n,)
-        1 where a ranking drawn from the policy has an item that the logging policy could not show:
-        one that its catalog lacked, that was no candidate, or that its rules did not allow there;
-        or, by other rules, ends before the row's would. 0 where `certain` counts that ranking.
+        1 if a ranking drawn from the policy has an item that the logging policy could not show
+        there: one that its catalog lacked, that was not a candidate, or that its rules did not
+        allow; or if, under other rules, it ends before the row's ranking would. 0 if `certain`
+        counts that ranking.
     support_unknown : ndarray of bool, shape (n,)
-        Rows for which it is not known what the logging policy could show.
+        Rows for which it is unknown what the logging policy could show.
     refusal : ValueError or None
-        Why the model refused the first of those that are ``not_computable``.
+        Why the model refused the first of the rows that are ``not_computable``.
     """
 
     log_propensities: FloatArray
@@ -244,7 +223,7 @@ class Judged:
         return found
 
     def where(self, rows: Mask) -> Judged:
-        """Those rows (n,) that are marked."""
+        """The results of the marked rows (n,)."""
         return Judged(
             self.log_propensities[rows],
             {reason: which[rows] for reason, which in self.unknown.items()},
@@ -266,42 +245,45 @@ def judge(
     places: int | None = None,
     models: Sequence[Model | Scorer] = (),
 ) -> list[Judged]:
-    """Each policy's conditional log-propensities of the logged rankings.
+    """Compute each policy's conditional log-propensities of the logged rankings.
 
     Parameters
     ----------
     batch : LogBatch
     policies : sequence of EvaluationPolicy
     rows : ndarray of int64
-        The rows that are wanted; of others nothing is said.
+        The rows to judge; the results for other rows are undefined.
     logging : mapping of str to Catalog
         Catalogs that the log was written from, by version.
     restrict : bool
-        Whether evaluation policies may only show items of the logged catalog. If not, what they
-        show besides is uncovered.
+        Whether evaluation policies are limited to items of the logged catalog. If not, other items
+        that they show are uncovered.
     keep_candidates : bool
         Whether evaluation policies choose from the candidates that the logging policy saw. If not,
-        what they show besides is uncovered.
+        other items that they show are uncovered.
     places : int, optional
-        Of these first places alone it is asked what could not have been shown; by default of all.
+        Consider only these first places when finding what could not have been shown; by default
+        all.
     models : sequence of Model or Catalog
-        That keep what users had seen when a row was drawn, beside those of the policies.
+        Models that store what users had seen when a row was drawn, in addition to those of the
+        policies.
 
     Raises
     ------
     ValueError
-        If a model's item ids are numbers and the log's text, or the reverse; or it is damaged.
+        If a model's item ids are numbers and the log's are text, or the reverse; or if it is
+        damaged.
 
     Notes
     -----
-    A row that a model refuses is ``not_computable``, and does not hold up the others. Such rows are
-    found by halves: with n rows, O(log n) calls for each, and 2 n where all are.
+    A row that a model refuses is ``not_computable``, and does not affect the others. Such rows are
+    found by bisection: with n rows, O(log n) calls for each, and 2 n if all are refused.
     """
     of_policies = [each.model for each in policies if isinstance(each, ByModel)]
     seen = SeenThen([*of_policies, *models], batch)
     support = _Support(logging, restrict, keep_candidates, places, seen)
     result: dict[int, Judged] = {}
-    # Those of one model, and rules, together.
+    # Policies with the same model and rules are judged together.
     by_model: dict[tuple[int, Rules | None, str], dict[int, ByModel]] = {}
     for j, each in enumerate(policies):
         if isinstance(each, ByModel):
@@ -323,7 +305,7 @@ def judge(
 
 @dataclass(frozen=True, slots=True)
 class _Support:
-    """What could be shown, as `judge` takes it."""
+    """What could be shown, as passed to `judge`."""
 
     logging: Mapping[str, Scorer]
     restrict: bool
@@ -333,7 +315,7 @@ class _Support:
 
 
 def _check_ids(batch: LogBatch, label: str, catalog: Scorer) -> None:
-    """A ValueError where no item of a catalog can be one of the log: 42 is not "42"."""
+    """Raise ValueError if no item of a catalog can be one of the log's: 42 is not "42"."""
     kinds = [
         "numbers" if ids.dtype.kind == "i" else "text" for ids in (batch.item_ids, catalog.item_ids)
     ]
@@ -351,7 +333,7 @@ def _by_model(
     wanted: Rows,
     support: _Support,
 ) -> list[Judged]:
-    """By what the model says; rows that it cannot rank for are unknown."""
+    """Judge by a model; rows that it cannot rank for are unknown."""
     asked = _ask(batch, first, policies, wanted, support)
     result = []
     values = _log_propensities(batch, asked, len(policies))
@@ -369,14 +351,14 @@ def _by_model(
 
 
 class _Refused:
-    """Rows (n,) that a model refused, and why the first of them."""
+    """Rows (n,) that a model refused, and the reason for the first one."""
 
     def __init__(self, n: int) -> None:
         self.rows = np.zeros(n, np.bool_)
         self.first: ValueError | None = None
 
     def add(self, i: int, error: ValueError) -> None:
-        if str(error).startswith("damaged: "):  # the model is, whatever the rows are
+        if str(error).startswith("damaged: "):  # that concerns the model, not the rows
             raise error
         self.rows[i] = True
         self.first = self.first or error
@@ -386,9 +368,9 @@ class _Refused:
 class _Asked:
     """The rows of a batch that a model can rank for, and what it would rank by.
 
-    `drawn_by` are the policies, with the user's temperature, that it would rank by; `to_draw` are
-    those, by their number among them, in which it could show what the logging policy could not;
-    `candidates` has what was ranked, by row, where that was not the whole catalog.
+    `drawn_by` are the policies to rank by, with the user's temperature. `to_draw` are those, by
+    their index, that could show what the logging policy could not. `candidates` has the items that
+    were ranked, by row, if these were not the whole catalog.
     """
 
     catalog: Scorer
@@ -436,7 +418,7 @@ def _ask(
         if has_candidates[i]:
             given = batch.allow(i)
             if given is None:
-                asked.support_unknown[i] = True  # which they were was not logged
+                asked.support_unknown[i] = True  # the log does not say which they were
             elif not support.keep_candidates:
                 asked.candidates[i] = given
         if new is None:
@@ -450,7 +432,7 @@ def _ask(
 
 
 def _log_propensities(batch: LogBatch, asked: _Asked, n_policies: int) -> FloatArray:
-    """Of the logged rankings, (policies, n, k); 0 in rows that are not asked about, or refused."""
+    """Log-propensities of the rankings, (policies, n, k); 0 in rows not asked for, or refused."""
     queries, n_items = asked.queries, len(asked.catalog)
     values = np.zeros((n_policies, *batch.log_propensities.shape))
     by_query = sorted(
@@ -485,7 +467,7 @@ def _log_propensities(batch: LogBatch, asked: _Asked, n_policies: int) -> FloatA
 
 
 def _calls(queries: Sequence[Query], ks: Sequence[int]) -> dict[str, Any]:
-    """What calls for some rows say of their scores, rules and pages before, as one."""
+    """Combined arguments of calls for some rows: scores, rules and earlier pages."""
     calls = [query.call for query in queries]
     found: dict[str, Any] = {}
     if any(calls):
@@ -507,13 +489,13 @@ def _stacked(biases: Sequence[Float32Array | None], n_items: int) -> Float32Arra
 def _outside(batch: LogBatch, asked: _Asked, p: int, support: _Support) -> FloatArray:
     """1 in rows whose drawn ranking the logging policy could not show.
 
-    But for rankings that leave what it could where it was certain: `_certain_mass` has them.
+    Except rankings that leave a place where it was certain: `_certain_mass` counts these.
     """
     result = np.zeros(len(batch))
     is_certain = batch.log_propensities[:, : support.places] > _CERTAIN
     for j in asked.to_draw:
         i, query = asked.rows[j], asked.queries[j]
-        k = int(batch.k[i])  # on which rules may depend
+        k = int(batch.k[i])  # rules may depend on it
         places = k if support.places is None else min(k, support.places)
         if asked.refused.rows[i] or (batch.lengths[i] >= places and is_certain[i].all()):
             continue
@@ -532,10 +514,10 @@ def _outside(batch: LogBatch, asked: _Asked, p: int, support: _Support) -> Float
             asked.refused.add(i, error)
             continue
         shown = int(batch.lengths[i])
-        if shown < len(batch.ranked(i)[0]):  # what nobody saw does not matter
+        if shown < len(batch.ranked(i)[0]):  # places that nobody saw do not matter
             places = min(places, shown)
         items = ranking.item_ids[:places]
-        beyond = np.zeros(len(items) + 1, np.bool_)  # the last one: the list ends there
+        beyond = np.zeros(len(items) + 1, np.bool_)  # the last entry: the list ends there
         beyond[:-1] = asked.newer.among(batch.value("catalog_version", i), items)
         if i in asked.candidates:
             beyond[:-1] |= ~np.isin(items, asked.candidates[i])
@@ -555,8 +537,8 @@ def _outside(batch: LogBatch, asked: _Asked, p: int, support: _Support) -> Float
 class _LoggedRow:
     """What the logging policy of a row could show.
 
-    By its rules, where the catalog that logged it is given with the columns that it had then; else
-    the mean weight must show what they barred.
+    Computed from its rules if the catalog that logged it is given with its columns of that time;
+    otherwise the mean weight must show what the rules barred.
     """
 
     def __init__(self, batch: LogBatch, i: int, catalog: Scorer, support: _Support) -> None:
@@ -571,14 +553,14 @@ class _LoggedRow:
                 self._catalog = each
 
     def barred(self, items: IdArray) -> Mask:
-        """Which of a ranking's items (m,) its rules do not allow there."""
+        """Which of a ranking's items (m,) its rules do not allow at their places."""
         if self._rules is None or self._catalog is None:
             return np.zeros(len(items), np.bool_)
         batch, i = self._batch, self._i
         found = self._catalog.log_propensities(
             np.zeros(self._catalog.dim, np.float32),
             items,
-            policy=PlackettLuce(),  # what rules allow does not depend on the law
+            policy=PlackettLuce(),  # the rules allow the same under any law
             exclude=batch.exclude(i),
             allow=batch.allow(i),
             **Query.of_rules(self._rules, batch.after(i), int(batch.k[i])),
@@ -586,7 +568,7 @@ class _LoggedRow:
         return np.isneginf(found)
 
     def n_left(self, items: IdArray) -> int:
-        """How many items could have come behind these, which it could show; 0: it ended there."""
+        """How many items it could have shown after these; 0 if the list ended there."""
         batch, i = self._batch, self._i
         k = int(batch.k[i])
         if self._rules is None or self._catalog is None:
@@ -602,8 +584,8 @@ class _LoggedRow:
         )
 
     def was_certain(self, items: IdArray, at: int) -> bool:
-        """Whether items that leave, at this place, what it could show do so where it had no choice,
-        or left what it was certain to show before."""
+        """Whether the items first deviate from what it was certain to show: at this place, where it
+        had no choice, or at an earlier one."""
         own = self._batch.item_ids[self._i, : self._batch.lengths[self._i]]
         certain = self._batch.log_propensities[self._i] > _CERTAIN
         for place in range(min(at + 1, len(own))):
@@ -615,7 +597,7 @@ class _LoggedRow:
 
 
 def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support) -> Judged:
-    """Log-propensities that were passed, checked."""
+    """Check log-propensities that were passed in."""
     shape = batch.log_propensities.shape
     array = np.array(values, np.float64)
     if array.shape != shape:
@@ -628,7 +610,7 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
             f"{name}: request {batch.value('request_id', row)}, place {place + 1}: a log-propensity"
             f" must not be above 0, got {array[row, place]}; of probabilities give the logarithms"
         )
-    np.minimum(array, 0.0, out=array)  # a rounding above it
+    np.minimum(array, 0.0, out=array)  # rounding may exceed 0
     missing = np.isnan(array @ np.ones(shape[1]))
     array[missing] = 0.0
     return Judged(
@@ -643,10 +625,9 @@ def _given(batch: LogBatch, values: npt.ArrayLike, name: str, support: _Support)
 def _certain_mass(batch: LogBatch, log_propensities: FloatArray, places: int | None) -> FloatArray:
     """The evaluation policy's probability of leaving what the logging policy was certain to show.
 
-    At a place that had only one possible item, all others are out of reach. The probability of
-    getting to that place under the evaluation policy is 1 in the mean of the weight of the places
-    above, so the guess is unbiased; under a deterministic log it is 1 - P(the logged ranking),
-    exactly.
+    At a place with only one possible item, all others are out of reach. The probability of reaching
+    that place under the evaluation policy is the mean weight of the places above it, so the
+    estimate is unbiased. Under a deterministic log it is exactly 1 - P(the logged ranking).
     """
     logged, evaluated = batch.log_propensities[:, :places], log_propensities[:, :places]
     certain = logged > _CERTAIN

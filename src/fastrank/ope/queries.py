@@ -1,4 +1,4 @@
-"""What rows of a log were ranked by, and what a model would rank by for them."""
+"""The queries that rows of a log were ranked for, and those that a model would rank for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NOT_AT_HAND = "seen_not_at_hand"
 
 
 class Writers:
-    """The models that wrote a log, by the versions that its rows name."""
+    """The models that wrote a log, by the versions in its rows."""
 
     def __init__(self, models: Sequence[Model | Scorer]) -> None:
         self.models = list(models)
@@ -51,9 +51,9 @@ class Writers:
             self._features.append(scorer.features_version)
 
     def of(self, batch: LogBatch, i: int) -> int | None:
-        """Number of the model of row i, by its users where it names them; None: not among them.
+        """Index of the model of row i, by its users if the row names them; None if there is none.
 
-        Of models that differ in their columns alone, the one that has those of the row.
+        If models differ only in their columns, the one with the row's columns is chosen.
         """
         found = self._by_model.get(batch.value("model_version", i))
         if found is None:
@@ -64,16 +64,16 @@ class Writers:
         return next((j for j in found if self._features[j] == version), found[0])
 
     def queries(self, batch: LogBatch) -> list[Queries]:
-        """What each of them ranked by."""
+        """The queries of each model."""
         seen = SeenThen(self.models, batch)
         return [Queries(model, batch, seen=seen, as_logged=True) for model in self.models]
 
 
 class SeenThen:
-    """What users of a batch had seen when they were ranked for, by the models that keep it.
+    """What users of a batch had seen when they were ranked for, from the models that store it.
 
-    A row names the lists by their hash, and the user. What another model keeps is of another time:
-    it may hold what this very row showed.
+    A row names the lists by their hash, and the user. Another model's lists are of another time:
+    they may contain what this very row showed.
     """
 
     def __init__(self, models: Sequence[Model | Scorer], batch: LogBatch) -> None:
@@ -87,9 +87,9 @@ class SeenThen:
         self._rows: dict[str, IntArray] = {}
 
     def items(self, i: int) -> IdArray | None:
-        """Ids (m,) that row i left out by them; a ValueError where no model has them."""
+        """Ids (m,) that row i left out because of them; ValueError if no model has the lists."""
         name = self._batch.value("seen_id", i) if self._given[i] else None
-        if not isinstance(name, str):  # a log of version 1 may have a column of its own
+        if not isinstance(name, str):  # a log of version 1 may have its own column of this name
             return None
         keeper = self._keepers.get(name)
         if keeper is None:
@@ -105,14 +105,14 @@ class SeenThen:
 class Queries:
     """What a model ranks by for the rows of a batch.
 
-    A logged query is that of the model that logged it: another model, even if it differs in users'
-    vectors alone, looks up its own user. `as_logged` asks for what the log itself was ranked by;
-    `barred` knows the items that the model must not show where it is held to the logged catalog.
-    Without `keep_candidates` a model ranks everything where the logging policy saw no more than
+    A logged query belongs to the model that logged it: another model, even if it differs only in
+    users' vectors, looks up its own user. `as_logged` asks for what the log itself was ranked by.
+    `barred` knows the items that the model must not show if it is limited to the logged catalog.
+    Without `keep_candidates` a model ranks everything, even if the logging policy saw only
     candidates.
 
-    A row's own rules act, unless there are others: those take the row's parameters where `params`
-    says nothing else. The pages before are always the row's, and so is what the user had seen.
+    A row's own rules apply, unless others are given; those take the row's parameters unless
+    `params` gives others. The earlier pages are always the row's, and so is what the user had seen.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Queries:
             self._positions = model.find_users(batch.user_ids)
 
     def row(self, i: int) -> Query | str:
-        """For row i; or why there is none: ``unknown_user``, ``no_query``, ..."""
+        """The query for row i, or why there is none: ``unknown_user``, ``no_query``, ..."""
         batch, model = self._batch, self._model
         own = batch.value("catalog_version", i) == self._catalog.version
         temperature = 1.0
@@ -182,7 +182,7 @@ class Queries:
         return self._under_rules(query, i)
 
     def _under_rules(self, query: Query, i: int) -> Query | str:
-        """With the rules and the pages before; or why that cannot be."""
+        """The query with rules and earlier pages, or why that is impossible."""
         catalog, logged, after = self._catalog, self._batch.rules(i), self._batch.after(i)
         version = self._batch.value("features_version", i)
         other_columns = logged is not None and version not in (None, catalog.features_version)
@@ -198,7 +198,7 @@ class Queries:
         if after is not None:
             known = catalog._rows_of(after) >= 0
             if not known.all():
-                # It cannot say to which groups the items belong that it lacks.
+                # It does not know the groups of items that it lacks.
                 if rules is not None and rules.is_sequential:
                     return "after_of_another_catalog"
                 after = after[known]
@@ -211,14 +211,14 @@ class Queries:
         )
 
     def _score_of(self, i: int) -> dict[str, Any] | str:
-        """What a call for row i says of its score; or why there is none.
+        """The arguments of a call for row i about its score, or why there are none.
 
-        As logged: the row's. Another policy ranks by its model's score, with the row's parameters
-        where that was the row's score, too.
+        As logged: those of the row. Another policy ranks by its model's score, with the row's
+        parameters if that was also the row's score.
         """
         own, logged = self._catalog.score, None
         said = self._batch.value("score", i) if self._has_scores[i] else None
-        if isinstance(said, dict):  # a log of version 1 may have a column of its own of this name
+        if isinstance(said, dict):  # a log of version 1 may have its own column of this name
             try:
                 logged = Score(said["name"], said["hash"], as_params(json.loads(said["params"])))
             except (TypeError, ValueError):
@@ -250,16 +250,16 @@ class Query:
     exclude, allow : ndarray of ids or None
     bias : ndarray of float32 or None, shape (n,)
     temperature : float
-        The user's factor of temperatures.
+        The user's temperature factor.
     score : dict
-        What a call says of its score, as arguments.
+        Arguments of the call about its score.
     rules : Rules or None
     params : dict
-        Of the rules.
+        Parameters of the rules.
     after : ndarray of ids or None
-        What pages before showed.
+        What earlier pages showed.
     is_other : bool
-        Whether the rules, or the columns that they have, are not those that the row was logged by.
+        Whether the rules, or the columns that they use, differ from those of the log.
     """
 
     vector: Float32Array
@@ -275,12 +275,12 @@ class Query:
 
     @property
     def is_ruled(self) -> bool:
-        """Whether a call says something of rules, or of pages before."""
+        """Whether the call has rules or earlier pages."""
         return self.rules is not None or self.after is not None
 
     @property
     def call(self) -> dict[str, Any]:
-        """What a call says of its score, its rules and the pages before, as arguments."""
+        """Arguments of the call about its score, its rules and earlier pages."""
         if not self.is_ruled:
             return self.score
         found = {**self.score, "rules": self.rules, "after": self.after}
@@ -290,7 +290,7 @@ class Query:
 
     @staticmethod
     def of_rules(applied: AppliedRules, after: IdArray | None, k: int) -> dict[str, Any]:
-        """What a call says where rules alone matter, as arguments."""
+        """Arguments of a call about rules only."""
         return {
             "score": "dot",
             "rules": applied.rules,
@@ -300,16 +300,16 @@ class Query:
         }
 
     def judged(self, k: int) -> dict[str, Any]:
-        """The same where a ranking of a call for k places is judged."""
+        """The same for judging a ranking made for k places."""
         return {**self.call, "k": k} if self.is_ruled else self.call
 
     def policy(self, policy: Policy) -> Policy:
-        """The policy with the user's temperature."""
+        """The policy at the user's temperature."""
         return policy if self.temperature == 1.0 else policy.scaled(self.temperature)
 
 
 class Newer:
-    """Items that a catalog has and the one that a row was logged from did not have."""
+    """Items of a catalog that are not in the catalog that a row was logged from."""
 
     def __init__(self, catalog: Scorer, logging: Mapping[str, Scorer]) -> None:
         self._catalog = catalog
@@ -317,7 +317,7 @@ class Newer:
         self._found: dict[str, IdArray | None] = {catalog.version: catalog.item_ids[:0]}
 
     def items(self, version: str) -> IdArray | None:
-        """None where the catalog of that version is not at hand."""
+        """The items; None if the catalog of that version is not available."""
         if version not in self._found:
             logged = self._logging.get(version)
             self._found[version] = (
@@ -326,7 +326,7 @@ class Newer:
         return self._found[version]
 
     def among(self, version: str, item_ids: IdArray) -> Mask:
-        """Which items (m,) are such; none where that is not known."""
+        """Which items (m,) are newer; none if that is unknown."""
         new = self.items(version)
         if new is None:
             return np.zeros(len(item_ids), np.bool_)
@@ -334,7 +334,7 @@ class Newer:
 
 
 def logging_policy(batch: LogBatch, i: int) -> Policy | None:
-    """The policy that drew row i; None where fastrank has none of that name."""
+    """The policy that drew row i; None if fastrank has none of that name."""
     name, params = batch.value("policy_name", i), batch.params(i)
     try:
         _, _, own = INFERENCE_TYPES[inference_type_of(name)]
@@ -342,7 +342,7 @@ def logging_policy(batch: LogBatch, i: int) -> Policy | None:
         return None
     if not set(own) <= set(params):
         return None
-    if not set(params) <= set(parameters_of(name)):  # without one it would be another law
+    if not set(params) <= set(parameters_of(name)):  # dropping one would change the law
         return None
     return policy(name, **params)
 
@@ -353,7 +353,7 @@ def displayed_items(batch: LogBatch, i: int) -> IdArray:
 
 
 def ranked_candidates(batch: LogBatch) -> Mask:
-    """Rows whose logging policy saw no more than some candidates."""
+    """Rows whose logging policy saw only some candidates."""
     return batch.is_given("candidate_set_id")
 
 

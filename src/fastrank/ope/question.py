@@ -1,4 +1,4 @@
-"""What an evaluation is asked, checked before its log is read."""
+"""The arguments of an evaluation, checked before its log is read."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ __all__ = ["DEFAULT_ESTIMATORS", "LOGGING", "Question", "longest_of", "question"
 DEFAULT_ESTIMATORS = (
     "avg", "ips", "snips", "rips", "snrips", "clipped-ips", "replay", "replay-weighted",
 )  # fmt: skip
-_BY_PREFIX = ("rips", "snrips")  # with one place, they are ips and snips
-_MOST_PLACES = 1000  # that are evaluated unasked
-LOGGING = "logging"  # the reference that is the log's own average
+_BY_PREFIX = ("rips", "snrips")  # with one place they equal ips and snips
+_MOST_PLACES = 1000  # that are evaluated by default
+LOGGING = "logging"  # the reference that means the log's own average
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Arguments of `evaluate` that all of its steps go by.
+    """Arguments of `evaluate` that all of its steps use.
 
     Attributes
     ----------
     policies, logging, reference, cluster, level, thresholds, clip, reward_range
-        As of `evaluate`, checked.
+        As in `evaluate`, checked.
     labels, descriptions : list of str
-        The policies', and what each is, in a few words.
+        The labels of the policies, and short descriptions.
     estimators : list of str, or None
-        As they were asked for.
+        As given by the caller.
     asked_places : int
-        Places as they were asked for; 0 where each row's own number is meant.
+        The number of places given by the caller; 0 for each row's own number.
     places : int
-        k: those that are evaluated.
+        k: the number of places evaluated.
     longest : int
-        Places of the log's longest ranking.
+        Number of places of the log's longest ranking.
     names : list of str
-        Estimators; avg and the leading one are among them, and snips (snrips for iips, too) where
-        others assume more.
+        Estimators, including avg and the leading one, and snips (for iips also snrips) if others
+        assume more.
     lead : str
     is_lead_asked : bool
-        Whether somebody asked for it. If not, snips leads where the log contradicts `lead`.
+        Whether the caller chose it. If not, snips leads if the log contradicts `lead`.
     """
 
     policies: Sequence[EvaluationPolicy]
@@ -81,7 +81,7 @@ class Question:
     reward_range: tuple[float, float] | None
 
     def about(self, policies: Sequence[EvaluationPolicy]) -> Question:
-        """The same about other policies."""
+        """The same question about other policies."""
         return replace(
             self,
             policies=policies,
@@ -90,29 +90,29 @@ class Question:
         )
 
     def told(self) -> Question:
-        """What a summary goes by: without policies and models, which may be large."""
+        """What a summary needs: without policies and models, which may be large."""
         return replace(self, policies=(), logging=())
 
     def of_longest(self, longest: int) -> Question:
-        """The same of a log whose longest ranking has so many places."""
+        """The same question for a log whose longest ranking has this many places."""
         lead = self.lead if self.is_lead_asked else None
         places, names, leading = settled(longest, self.asked_places or None, self.estimators, lead)
         return replace(self, longest=longest, places=places, names=names, lead=leading)
 
     @property
     def difference_level(self) -> float:
-        """Bonferroni, over the policies that are compared with the reference."""
+        """The level after Bonferroni, over the policies that are compared with the reference."""
         compared = len(self.labels) - (self.reference != LOGGING)
         return 1.0 - (1.0 - self.level) / max(compared, 1)
 
     @property
     def reference_name(self) -> str:
-        """For people."""
+        """Name of the reference, for people."""
         return "the logging policy" if self.reference == LOGGING else self.reference
 
     @property
     def unit(self) -> str:
-        """What earns a value, for people."""
+        """The unit that earns a value, for people."""
         if self.places == self.longest:
             return "a ranking"
         return "by the first place" if self.places == 1 else f"by the first {self.places} places"
@@ -134,9 +134,9 @@ def question(
     reward_range: tuple[float, float] | None,
     longest: int | None = None,
 ) -> Question:
-    """These arguments of `evaluate`, checked; a ValueError names one and its value.
+    """Check arguments of `evaluate`; a ValueError names one and its value.
 
-    `longest` is how many places the log's longest ranking has, where that is known.
+    `longest` is the number of places of the log's longest ranking, if it is known.
     """
     check_log(log)
     policies = _evaluation_policies(policies)
@@ -181,8 +181,8 @@ def question(
 def _evaluation_policies(policies: object) -> list[EvaluationPolicy]:
     if isinstance(policies, Mapping):
         raise ValueError(
-            f"policies: expected a sequence of evaluation policies, got {shown(policies)}; pass"
-            " a list of ByModel(label, policy, model)"
+            f"policies: expected a sequence of evaluation policies, got {shown(policies)}; pass a"
+            " list of ByModel(label, policy, model)"
         )
     found = list(as_column("policies", policies, "a sequence of evaluation policies"))
     for j, each in enumerate(found):
@@ -190,25 +190,25 @@ def _evaluation_policies(policies: object) -> list[EvaluationPolicy]:
             policy = shown(each) if isinstance(each, Policy) else "policy"
             raise ValueError(
                 f"policies: row {j}: expected a ByModel, FromColumn, FromRows or ByFunction, got"
-                f" {shown(each)}; pass ByModel(label, {policy}, model) for one"
+                f" {shown(each)}; pass ByModel(label, {policy}, model), for example"
             )
     return found
 
 
 def longest_of(log: Log) -> int:
-    """Places of a log's longest ranking, at least 1."""
+    """Number of places of a log's longest ranking, at least 1."""
     return max(1, log.survey()[1])
 
 
 def settled(
     longest: int, places: int | None, estimators: Sequence[str] | None, lead: str | None
 ) -> tuple[int, list[str], str]:
-    """The places, estimators and lead that are meant; of a log with such a longest ranking."""
+    """Resolve places, estimators and lead for a log with this longest ranking."""
     if places is not None and (type(places) is not int or places < 1):
         raise ValueError(f"places: expected an integer of at least 1, got {places!r}")
     if places is None and longest > _MOST_PLACES:
         raise ValueError(
-            f"places: the longest ranking has {longest:,} of them, and all rows would be taken to"
+            f"places: the longest ranking has {longest:,} places, and all rows would be taken to"
             f" have as many; say how many are evaluated, at most {_MOST_PLACES:,} unless you know"
         )
     places = longest if places is None else min(places, longest)
@@ -222,7 +222,7 @@ def settled(
     names = [*dict.fromkeys(["avg", *estimators, lead])]
     if places > 1 and any(ESTIMATORS[name].behaviour for name in names):
         by_place = ["snrips"] if "iips" in names else []
-        names = [*dict.fromkeys([*names, *by_place, "snips"])]  # which can contradict them
+        names = [*dict.fromkeys([*names, *by_place, "snips"])]  # these can contradict the others
     return places, names, lead
 
 

@@ -1,7 +1,7 @@
 """The sample-ratio test: whether arms have as many users, or requests, as they should have.
 
-Where they do not, something lost rows of one arm, or sent users to another one. That may depend on
-what the arm showed, so no comparison of the arms can be trusted then.
+If they do not, rows of one arm were lost, or users were sent to another one. That may depend on
+what the arm showed, so no comparison of the arms can be trusted.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 __all__ = ["LEAST_P", "Ratio", "SampleRatio", "ratio_p_value", "sample_ratio"]
 
-LEAST_P = 1e-3  # below it, a comparison of arms is not to be trusted
-_FEW = 100.0  # expected of an arm, below which the tail of chi-square is not exact enough
+LEAST_P = 1e-3  # below it, a comparison of arms is not reliable
+_FEW = 100.0  # expected count of an arm below which chi-square is not accurate enough
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """Arms' counts while shares were constant.
+    """Counts of the arms while shares were constant.
 
     Attributes
     ----------
     period : str
-        When.
+        The period.
     counts : dict of str to int
     expected : dict of str to float
-        By the shares.
+        Expected counts, from the shares.
     p_value : float
     """
 
@@ -39,24 +39,24 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class SampleRatio:
-    """Whether arms' counts fit their shares.
+    """Whether the arms' counts fit their shares.
 
     Attributes
     ----------
     unit : {"users", "requests"}
-        What is counted; rows that name no user, in a log where others do, count as users of their
-        own.
+        The unit that is counted; rows that name no user, in a log where others do, count as
+        separate users.
     periods : tuple of Ratio
     p_value : float or None
-        Least of the periods', by Bonferroni. None: not tested.
+        The smallest of the periods' p-values, after Bonferroni. None if not tested.
     why_not : str or None
         Why it was not tested.
     users_in_two_arms : int
-        Users who were in several arms while shares were constant, and are left out of the counts.
+        Users who were in several arms while shares were constant, and are not counted.
     counted : int
-        Users or requests in all, those in several arms among them; in each period anew.
+        Users or requests in all, including those in several arms; counted anew in each period.
     users_moved : int
-        Users who were in another arm after shares had changed.
+        Users who were in another arm after a change of shares.
     """
 
     unit: str
@@ -69,7 +69,7 @@ class SampleRatio:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing is against it."""
+        """Whether nothing contradicts the shares."""
         return self.p_value is None or self.p_value >= LEAST_P
 
 
@@ -79,7 +79,7 @@ def sample_ratio(
     users_in_two_arms: int = 0,
     users_moved: int = 0,
 ) -> SampleRatio:
-    """The test of periods, each with its name, arms' counts and arms' shares."""
+    """Test periods, each with its name, arms' counts and arms' shares."""
     periods = []
     for name, counts, shares in counts_of:
         total = sum(counts.values())
@@ -94,8 +94,8 @@ def sample_ratio(
 def ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> float:
     """Probability of counts at least as far from their shares.
 
-    By chi-square; where an arm is to have fewer than a hundred, by the exact binomial law of each
-    arm against all others, times their number (Bonferroni).
+    Computed by chi-square; if an arm should have fewer than a hundred, by the exact binomial law of
+    each arm against all others, times their number (Bonferroni).
 
     Examples
     --------
@@ -118,6 +118,6 @@ def ratio_p_value(counts: Mapping[str, int], shares: Mapping[str, float]) -> flo
     expected = np.array([total * shares[arm] for arm in arms])
     if expected.min() >= _FEW:
         return float(chdtrc(len(arms) - 1, (np.square(found - expected) / expected).sum()))
-    tried = arms[:1] if len(arms) == 2 else arms  # of two, one says it all
+    tried = arms[:1] if len(arms) == 2 else arms  # with two arms, one test is enough
     exact = [float(binomtest(counts.get(arm, 0), total, shares[arm]).pvalue) for arm in tried]
     return min(1.0, min(exact) * len(tried))

@@ -1,4 +1,4 @@
-"""One evaluation on its way through a log: which rows it uses, and what it keeps of them."""
+"""One evaluation on its way through a log: the rows that it uses, and the sums that it keeps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Choice:
     keep_candidates: bool = False
 
     def used(self, batch: LogBatch, places: int) -> Used:
-        """The rows of a batch, before it is known which of them can be judged."""
+        """The rows of a batch that may be used, before judging them."""
         used = Used(batch)
         if not self.include_fallback:
             used.leave("fallback", batch.is_fallback)
@@ -44,7 +44,7 @@ class Choice:
 
 
 class Reading:
-    """What one question keeps of the batches of a log.
+    """The sums of one question over the batches of a log.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Reading:
     def judge(
         self, batch: LogBatch, rows: Rows, policies: Sequence[EvaluationPolicy] | None = None
     ) -> list[Judged]:
-        """What policies, by default those that are asked about, say of rows of a batch."""
+        """Judge rows of a batch by policies, by default by those of the question."""
         asked = self.asked
         return judge(
             batch,
@@ -99,17 +99,18 @@ class Reading:
         judged: Sequence[Judged] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Add the rows of a batch that are used.
+        """Add the used rows of a batch.
 
         Parameters
         ----------
         used : Used
         strata : sequence of Stratum
-            That the batch is of.
+            The strata of the batch.
         drawn : LogBatch, optional
-            The same rows with other log-propensities and strata, `laws`, to weigh them by.
+            The same rows with other log-propensities and strata, `laws`, which are used for the
+            weights.
         judged : sequence of Judged, optional
-            What each policy says of them, if it is known.
+            Each policy's results for them, if they are known.
         progress : Progress, optional
         """
         progress = Progress(None) if progress is None else progress
@@ -137,11 +138,11 @@ class Reading:
         progress.end()
 
     def result(self, log: Log, reasons: Sequence[str]) -> Evaluation:
-        """The evaluation of a log that was read to its end; `reasons` speak against it.
+        """The evaluation of a log that was read to its end, with further reasons against it.
 
         Raises
         ------
         ValueError
-            Where a model refused every row.
+            If a model refused every row.
         """
         return summarise(self.asked, self.sums, log.report, reasons)

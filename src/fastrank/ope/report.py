@@ -1,7 +1,7 @@
-"""The page that shows evaluations: what can be decided first, then what that rests on.
+"""The report page of evaluations: first what can be decided, then what that rests on.
 
-What is computed here is what templates/report.html cannot: words for codes, figures with as many
-digits as their errors justify, and coordinates of the drawings.
+This module computes what templates/report.html cannot: words for codes, figures with as many digits
+as their errors justify, and coordinates of the drawings.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fastrank.ope.verdict import explain
 
 __all__ = ["Section", "is_rounding", "render"]
 
-_STRATA = 20  # so many are shown, those with the most rows
-_OPEN = 4  # of so many policies, all figures are unfolded
+_STRATA = 20  # most strata shown, those with the most rows
+_OPEN = 4  # up to this many policies, all figures are unfolded
 _BARS = 40
-_ROUNDING = 1e-6  # of the value: a difference below is none
+_ROUNDING = 1e-6  # relative to the value: a smaller difference counts as none
 _DECADES = 6  # ESS shares below 1e-6 are drawn at the bottom
-_REASONS = 2  # so many stand in a verdict, the others below it
+_REASONS = 2  # most reasons in a verdict; the others are below it
 _NOTHING = "–"
 
 _SET_ASIDE: Mapping[str, str] = {
@@ -43,29 +43,28 @@ _SET_ASIDE: Mapping[str, str] = {
     "not_computable": "the query is too long for the evaluation policy's catalog, or the user's"
     " temperature makes one that is out of range",
     "bias_of_another_catalog": "the bias is one of another catalog's items",
-    "after_of_another_catalog": "a page before showed an item that the evaluation policy's catalog"
-    " lacks, so that nobody knows which groups it counts for",
+    "after_of_another_catalog": "an earlier page showed an item that the evaluation policy's"
+    " catalog lacks, so that the item's groups are unknown",
     "params_of_another_score": "the score's parameters do not fit it",
     "score_not_at_hand": "the score is a function that the model does not have",
-    "seen_not_at_hand": "what the user had seen is kept with a model that was not given",
-    "features_of_another_version": "the score or the rules have columns that the model has"
-    " otherwise",
+    "seen_not_at_hand": "what the user had seen is stored with a model that was not given",
+    "features_of_another_version": "the score or the rules use columns that differ in the model",
 }
 _STATUSES: Mapping[str, tuple[str, str]] = {
     "ok": (
         "ok",
-        "The log supports this number: its interval can be relied on as far as what the estimator"
-        " takes for granted holds.",
+        "The log supports this number: its interval is reliable as far as the estimator's"
+        " assumptions hold.",
     ),
     "biased": (
         "biased",
-        "The number is off by what no row of the log shows, and its interval does not know of that:"
-        " it is another policy's value, or a model's word, or too much of it was cut off.",
+        "The number has a bias that no row of the log shows, and its interval does not include it:"
+        " it is another policy's value, or a model's alone, or too much of it was cut off.",
     ),
     "low_overlap": (
         "low overlap",
         "Too few logged rankings are like those of the policy: the number depends on a handful of"
-        " rows, and its interval is too narrow. It is no result.",
+        " rows, and its interval is too narrow. It is not a result.",
     ),
     "malformed_log": (
         "malformed log",
@@ -74,37 +73,36 @@ _STATUSES: Mapping[str, tuple[str, str]] = {
     ),
     "unsupported": (
         "unsupported",
-        "The log cannot answer: the policy shows what could not be in it, or it is not the log that"
-        " it is said to be.",
+        "The log cannot answer: the policy shows rankings that could not be in it, or the log is"
+        " not from the model that is said to have written it.",
     ),
 }
 _GLOSSARY: Mapping[str, str] = {
-    "Propensity": "The probability with which the logging policy showed what it showed. Logged with"
-    " every ranking; without it, nothing on this page could be computed.",
-    "Importance weight": "How many times as likely the evaluated policy is to show a logged ranking"
-    " as the logging policy was. Each logged row counts with its weight.",
-    "Effective sample size (ESS)": "So many rows of equal weight would say as much. 20,000 rows"
-    " with an ESS of 50 are worth 50 rows.",
-    "Reward ESS": "The same for rows that earned something: so many equally rewarded rows would"
-    " carry the estimate as well. Where they are few, intervals are wide and lopsided.",
+    "Propensity": "The probability with which the logging policy showed what it showed. It is"
+    " logged with every ranking; without it, nothing on this page could be computed.",
+    "Importance weight": "How many times as likely a logged ranking is under the evaluated policy"
+    " as under the logging policy. Each logged row counts with its weight.",
+    "Effective sample size (ESS)": "The number of rows of equal weight that would be as"
+    " informative. 20,000 rows with an ESS of 50 are worth 50 rows.",
+    "Reward ESS": "The same for rows that earned something: the number of equally rewarded rows"
+    " that would support the estimate as well. If it is small, intervals are wide and asymmetric.",
     "Uncovered mass": "How often the evaluated policy would show a ranking that the logging policy"
-    " could never have shown. The log is silent about these.",
-    "Overlap": "How far both policies show the same rankings. Without it a few rows carry all of"
-    " the weight; more rows of the same log hardly help, more exploration does.",
-    "Self-normalised": "Divided by the sum of the weights in place of the number of rows (snips,"
-    " snrips): much less noise for a bias that vanishes as the log grows.",
-    "Leading estimator": "The one that the verdict rests on. It is snips, which takes nothing for"
-    " granted, where that is nearly as exact or where the log casts doubt on what snrips takes for"
-    " granted: from the same rows, both should say nearly the same.",
-    "Cascade assumption": "People look from the top down, so that what stands further down does not"
-    " change what they do above. Then a reward needs only the weight of the places down to it.",
-    "Standard error, clustered": "Rows of one user resemble each other; the error counts users"
-    " rather than rows. The design effect says how many rows it takes to say as much as one"
-    " independent row.",
-    "Bootstrap": "The interval got by drawing the users again, 1,000 times. Where it differs much"
-    " from the normal one, trust neither.",
-    "Replay": "Counts only rows where the evaluated policy would have shown the very same ranking:"
-    " those that match.",
+    " could never have shown. The log contains no information about these.",
+    "Overlap": "How far both policies show the same rankings. Without overlap a few rows have all"
+    " of the weight; more rows of the same log hardly help, more exploration does.",
+    "Self-normalised": "Divided by the sum of the weights instead of the number of rows (snips,"
+    " snrips): much less variance, for a bias that vanishes as the log grows.",
+    "Leading estimator": "The estimator that the verdict rests on. It is snips, which assumes"
+    " nothing about behaviour, if that is nearly as precise as snrips, or if the log casts doubt on"
+    " the assumption of snrips: from the same rows, both should give nearly the same value.",
+    "Cascade assumption": "People look from the top down, so that lower places do not change what"
+    " they do above. Then a reward needs only the weight of the places down to it.",
+    "Standard error, clustered": "Rows of one user resemble each other, so the error counts users"
+    " instead of rows. The design effect is the number of rows that are worth one independent row.",
+    "Bootstrap": "The interval from resampling the users 1,000 times. If it differs much from the"
+    " normal one, trust neither.",
+    "Replay": "Counts only rows for which the evaluated policy would have shown exactly the same"
+    " ranking: the rows that match.",
 }
 
 
@@ -117,9 +115,9 @@ class Section:
     title : str
     evaluation : Evaluation
     audit : Audit or None
-        None where the log was not audited.
+        None if the log was not audited.
     arms : ArmsEvaluation, optional
-        Where its rows are those of an experiment.
+        Given if its rows belong to an experiment.
     """
 
     title: str
@@ -129,7 +127,7 @@ class Section:
 
 
 def render(sections: Sequence[Section]) -> str:
-    """A page that shows evaluations.
+    """Render a page that shows evaluations.
 
     Parameters
     ----------
@@ -139,19 +137,19 @@ def render(sections: Sequence[Section]) -> str:
     Returns
     -------
     str
-        HTML that loads nothing and runs nothing; the same for the same sections. All that comes
-        from a log or a command line is escaped.
+        HTML that loads nothing and runs nothing; identical for identical sections. Everything that
+        comes from a log or a command line is escaped.
 
     Raises
     ------
     ModuleNotFoundError
-        Without jinja2, which is of the extra ``ope``.
+        Without jinja2, which is in the extra ``ope``.
 
     Notes
     -----
-    Some 10 kB a policy and log. Of a log's strata, the 20 with the most rows are shown.
+    About 10 kB per policy and log. The 20 strata of a log with the most rows are shown.
     """
-    from fastrank import page  # wants jinja2
+    from fastrank import page  # needs jinja2
 
     return page.render(
         "report.html",
@@ -169,7 +167,7 @@ def render(sections: Sequence[Section]) -> str:
 
 
 def _view(section: Section) -> dict[str, Any]:
-    """What the template needs besides the evaluation itself."""
+    """What the template needs in addition to the evaluation."""
     evaluation = section.evaluation
     strata = sorted(evaluation.strata, key=lambda each: -each.rows)
     reference = "the logging policy" if evaluation.reference == LOGGING else evaluation.reference
@@ -213,7 +211,7 @@ def _law(stratum: StratumResult) -> str:
 
 
 def _short(evaluation: Evaluation, reference: str) -> list[tuple[str, str, list[str]]]:
-    """What can be decided and what cannot: a kind, words, and the policies that they fit."""
+    """What can be decided and what cannot: a kind, words, and the policies concerned."""
     found: dict[str, list[str]] = {}
     for policy in evaluation.policies:
         found.setdefault(_decision(policy), []).append(policy.label)
@@ -223,7 +221,7 @@ def _short(evaluation: Evaluation, reference: str) -> list[tuple[str, str, list[
         "unseen": ("good", f"No difference to {reference} can be seen"),
         "reference": ("good", "What the others are compared with"),
         "apart": ("doubt", f"Can be estimated, but not compared with {reference}"),
-        "doubt": ("doubt", "Not to be decided from this log"),
+        "doubt": ("doubt", "Cannot be decided from this log"),
         "bad": ("bad", "Cannot be evaluated from this log"),
     }
     return [(*words[kind], found[kind]) for kind in words if kind in found]
@@ -246,7 +244,7 @@ def _decision(policy: PolicyResult) -> str:
 def _policy(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
     lead = policy.estimates[policy.lead]
     why = {name: _why(evaluation, policy, each) for name, each in policy.estimates.items()}
-    # What is said of all of them is said once.
+    # What concerns all policies is printed once.
     of_all = [text for text in why[policy.lead] if all(text in texts for texts in why.values())]
     differences = {name: d for name, d in policy.differences.items() if name != "avg"}
     return {
@@ -273,7 +271,7 @@ def _policy(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
 
 
 def is_rounding(difference: Difference, estimate: Estimate) -> bool:
-    """Whether a difference is no more than rounding: one policy under two names, for instance."""
+    """Whether a difference is only rounding, as for one policy under two names."""
     ends = difference.interval or (math.inf, math.inf)
     return max(map(abs, ends)) <= _ROUNDING * abs(estimate.value or 0.0)
 
@@ -295,7 +293,7 @@ def _why(evaluation: Evaluation, policy: PolicyResult, estimate: Estimate) -> li
 
 
 def _verdict(evaluation: Evaluation, policy: PolicyResult) -> dict[str, Any]:
-    """A verdict with its first reason alone where it has many, and the others."""
+    """A verdict, with only its first reason if it has many, and the other reasons."""
     why = _why(evaluation, policy, policy.estimates[policy.lead])
     said, listed = policy.verdict, "; ".join(why)
     if len(why) <= _REASONS or listed not in said:
@@ -324,7 +322,7 @@ def _of_stratum(evaluation: Evaluation, stratum: StratumResult) -> list[dict[str
 
 
 def _figure(value: float | None, error: float | None = None, sign: str = "") -> str:
-    """A number with as many digits as its error justifies: two of the error's own."""
+    """Format a number with as many digits as its error justifies: two digits of the error."""
     if value is None or not math.isfinite(value):
         return _NOTHING
     if error is None or not math.isfinite(error) or error <= 0.0:
@@ -342,7 +340,7 @@ def _interval(ends: Interval | None, error: float | None = None, sign: str = "")
 
 
 def _count(value: float | None) -> str:
-    """Of rows; fractions, as effective ones have, are shown where they matter."""
+    """Format a number of rows; fractions, as of effective numbers, are shown if they matter."""
     if value is None or not math.isfinite(value):
         return _NOTHING
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
@@ -358,10 +356,10 @@ def _percent(share: float | None, digits: int = 3) -> str:
 
 
 def _forest(evaluation: Evaluation) -> dict[str, Any]:
-    """Where intervals, points and ticks of the forest plot go, in percent of its width."""
+    """Positions of intervals, points and ticks of the forest plot, in percent of its width."""
     pairs = [(p, p.differences[p.lead]) for p in evaluation.policies if p.differences]
     known = [d for p, d in pairs if d.interval and not is_rounding(d, p.estimates[p.lead])]
-    # What is not a result does not set the scale, unless there is nothing else.
+    # Estimates that are not results do not set the scale, unless there are no others.
     scaled = [each for each in known if each.status == "ok"] or [
         each for each in known if each.status != "unsupported"
     ]
@@ -412,7 +410,7 @@ def _bar(
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Three to eight round numbers and how they are written."""
+    """Three to eight round numbers, with their labels."""
     least = (high - low) / 7.5
     size = 10.0 ** math.floor(math.log10(least))
     step = next(m * size for m in (1.0, 2.0, 5.0, 10.0) if m * size >= least)
@@ -428,7 +426,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _histogram(policy: PolicyResult) -> dict[str, Any] | None:
-    """Shares of rows, upwards, and of weight, downwards, by weight; in a box of 400 x 190."""
+    """Shares of rows (upwards) and of weight (downwards) by weight, in a box of 400 x 190."""
     rows = sum(count for _, count, _ in policy.histogram)
     total = sum(weight for _, _, weight in policy.histogram)
     if not rows:
@@ -443,7 +441,7 @@ def _histogram(policy: PolicyResult) -> dict[str, Any] | None:
     start = left + (34.0 if zeros else 0.0)
     first = min([-2 * BINS_PER_OCTAVE, *(j for j, _, _ in bins)])
     last = max([2 * BINS_PER_OCTAVE, *(j + 1 for j, _, _ in bins)])
-    wide = max(1, math.ceil((last - first) / _BARS))  # bins to a bar
+    wide = max(1, math.ceil((last - first) / _BARS))  # bins per bar
     first = math.floor(first / wide) * wide
     last = math.ceil(last / wide) * wide
     merged: dict[int, tuple[int, float]] = {}
@@ -486,7 +484,7 @@ def _histogram(policy: PolicyResult) -> dict[str, Any] | None:
 
 
 def _powers(first: int, last: int) -> list[tuple[float, str]]:
-    """Powers of ten for the axis of weights, or of two where it is short."""
+    """Powers of ten for the axis of weights, or powers of two if it is short."""
     base = 10.0 if last - first > 8 * BINS_PER_OCTAVE else 2.0
     log = BINS_PER_OCTAVE * math.log2(base)
     powers = range(math.ceil(first / log), math.floor(last / log) + 1)
@@ -495,7 +493,7 @@ def _powers(first: int, last: int) -> list[tuple[float, str]]:
 
 
 def _spread(policy: PolicyResult, rows: int, zeros: int, total: float) -> str:
-    """The histogram in words."""
+    """Describe the histogram."""
     none = f"{_percent(zeros / rows)} of the rows have weight 0. " if zeros else ""
     if not total:
         return "Every row has weight 0: no logged ranking could have come from this policy."

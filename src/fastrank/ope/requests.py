@@ -1,4 +1,4 @@
-"""Which requests parts of a log have, and which of them are in two parts."""
+"""The requests of parts of a log, and those that two parts share."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fastrank.eventlog.report import ReadReport
 __all__ = ["Requests", "in_common"]
 
 _ALL = 2**64 - 1
-_WOULD_SHOW = 40.0  # requests in common, of which none is kept once in 10^17 times
+_WOULD_SHOW = 40.0  # expected kept requests in common: none is kept once in 10^17 times
 
 
 class Requests:
-    """Hashes of the requests of a part: all of them, or those that stand for all.
+    """Hashes of the requests of a part: all of them, or a sample that represents all.
 
     Parameters
     ----------
     most : int or None
-        Beyond so many, those below a limit that is halved until they fit; so of equal requests
-        either all parts know, or none. None: no limit.
+        If there are more, only hashes below a limit are kept, which is halved until they fit; so
+        either all parts keep a request, or none. None: no limit.
 
     Examples
     --------
@@ -41,18 +41,18 @@ class Requests:
 
     @property
     def are_all(self) -> bool:
-        """Whether no request was left out."""
+        """Whether all requests are kept."""
         self._settle()
         return self._limit == _ALL
 
     @property
     def hashes(self) -> Hashes:
-        """Those that are kept, in their order."""
+        """The kept hashes, in their order."""
         self._settle()
         return self._sorted
 
     def add(self, hashes: Hashes) -> None:
-        """Hashes (m,) of requests."""
+        """Add hashes (m,) of requests."""
         if self._limit < 0:
             return
         self._waiting.append(hashes[hashes <= np.uint64(self._limit)])
@@ -60,18 +60,18 @@ class Requests:
             self._settle()
 
     def merge(self, other: Requests) -> None:
-        """Those of another part; `other` stays as it is."""
+        """Add those of another part; `other` stays as it is."""
         self._limit = min(self._limit, other._limit)
         self.add(other.hashes)
         self._settle()
 
     def up_to(self, limit: int) -> Hashes:
-        """Those within a limit."""
+        """The hashes within a limit."""
         return self.hashes[: np.searchsorted(self.hashes, np.uint64(limit), side="right")]
 
     @property
     def limit(self) -> int:
-        """That the kept ones are within; -1: none is kept."""
+        """The limit of the kept hashes; -1 if none is kept."""
         self._settle()
         return self._limit
 
@@ -99,11 +99,11 @@ class Requests:
 def in_common(
     requests: Sequence[Requests], reports: Sequence[ReadReport]
 ) -> Mapping[tuple[int, int], str]:
-    """Pairs of parts, by their numbers, that have rows in common, and what these are.
+    """Pairs of parts, by index, that have rows in common, with a description of these.
 
-    By their requests, as far as they are kept; where some are not, by writers' sequences, too. An
-    overlap of these that is so long that requests of it would be kept is none of rows: somebody has
-    numbered different rows alike.
+    Found by their requests, as far as they are kept; otherwise also by writers' sequences. An
+    overlap of sequences so long that some of its requests would be kept is no overlap of rows:
+    different rows have been numbered alike.
     """
     found: dict[tuple[int, int], str] = {}
     limit = min((each.limit for each in requests), default=_ALL)
@@ -128,7 +128,7 @@ def in_common(
 
 
 def _overlaps(reports: Sequence[ReadReport]) -> dict[tuple[int, int], tuple[int, str]]:
-    """Parts that have the same numbers of a writer's sequence: how many of one range, and which."""
+    """Parts with the same numbers of a writer's sequence: how many in one range, and which."""
     found: dict[tuple[int, int], tuple[int, str]] = {}
     of_writers: dict[str, list[tuple[int, int, int]]] = {}
     for part, report in enumerate(reports):

@@ -1,4 +1,4 @@
-"""Estimates with their errors, and what may be said of them."""
+"""Estimates with their errors, and their statuses."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ __all__ = [
 Status = Literal["ok", "biased", "low_overlap", "malformed_log", "unsupported"]
 """Whether an estimate can be relied on; "ok" is the only one that can."""
 
+# Reasons for a status, in words for people.
 REASONS: Mapping[str, str] = {
     "no_rows": "no rows are left to estimate from",
     "uncovered": "the evaluation policy shows rankings that the logging policy could not show",
-    "uncovered_unknown": "what the logging policy could show is not known",
+    "uncovered_unknown": "it is unknown what the logging policy could show",
     "audit_failed": "this model did not write this log",
     "weight_overflow": "weights are too large to be summed",
     "no_overlap": "no logged ranking could have come from the evaluation policy",
@@ -48,11 +49,11 @@ REASONS: Mapping[str, str] = {
     "rewards_dropped": "many rewards could not be joined to their rankings, and are missing",
     "impressions_dropped": "many impressions could not be joined to their rankings, which count as"
     " never shown",
-    "sample_ratio": "arms do not have the shares of users that they were to have: rows are lost, or"
-    " users are sent elsewhere, and that may go by what was shown",
+    "sample_ratio": "arms do not have their intended shares of users: rows are lost, or users are"
+    " sent elsewhere, possibly depending on what was shown",
     "users_in_two_arms": "too many users are in several arms at once",
     "arms_contradict": "what an arm earned contradicts what another arm's rows say of it:"
-    " propensities are not true",
+    " propensities are wrong",
     "repeated_seeds": "rows of different users share their seed, and with it their noise",
     "set_aside": "too many rows had to be left out, and may differ from those that stayed",
     "reward_ess": "too few rewarded rows carry the estimate",
@@ -94,53 +95,53 @@ _BOOTSTRAP_KEY = 0x6661_7374_7261_6E6B
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Estimate:
-    """One estimator's word on one policy.
+    """An estimator's result for one policy.
 
     Attributes
     ----------
     estimator : str
     value : float or None
-        None where there is nothing to say, or where a weight was too large to be summed.
+        None if there is no estimate, or if a weight was too large to be summed.
     standard_error : float or None
-        Clustered by user, or iid if that was asked for.
+        Clustered by user, or iid if requested.
     standard_error_iid : float or None
-        As if rows were independent; ddof 1. Not known to snrips above 64 places,
-        nor to iips above 127.
+        As if rows were independent; ddof 1. Not available from snrips above 64 places, nor from
+        iips above 127.
     design_effect : float or None
-        Square of their ratio: how many rows it takes to say what one independent row would.
+        Square of the ratio of the two errors: how many rows are worth one independent row.
     interval : (float, float) or None
-        By the standard error, Student's t and the skewness; see Notes.
+        From the standard error, Student's t and the skewness; see Notes.
     bootstrap : (float, float) or None
         Percentiles of the Poisson bootstrap of users.
     bernstein : (float, float) or None
-        Empirical Bernstein bound on the mean of the clipped estimator, rows taken as independent;
-        only with a stated range of rewards, and without row weights.
+        Empirical Bernstein bound on the mean of the clipped estimator, with rows taken as
+        independent; only with a given range of rewards, and without row weights.
     level : float
-        Of the intervals.
+        Confidence level of the intervals.
     rows, clusters : int
-        Rankings used, and groups of users that they are of.
+        Rankings used, and groups of users that they belong to.
     effective_clusters : float
-        So many users with equally many rows would be worth as much; at most 1,024, as users are
-        told apart by so many groups.
+        The number of users with equally many rows that would be worth as much; at most 1,024,
+        because users are hashed into that many groups.
     skewness : float or None
-        Of the estimate, as the jackknife of users shows it.
+        Skewness of the estimate, by the jackknife of users.
     diagnostics : Diagnostics or None
-        None where nothing is weighted.
+        None if nothing is weighted.
     matched : int or None
         Rows that replay matched.
     status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
     reasons : tuple of str
         Keys of `REASONS`.
     parameters : dict of str to float
-        What the estimator was computed with: the largest weight of clipped-ips, for one.
+        Parameters of the estimator, such as the largest weight of clipped-ips.
 
     Notes
     -----
-    A few clicks make a skewed estimate: 5 of them may be chance where 2, or 12, are to be expected.
-    The interval is Student's, bent by the skewness as Hall (1992, "On the removal of skewness by
-    transformation") does. With rare clicks of equal weight it is about that of a Poisson count.
-    Degrees of freedom are the effective clusters less one,
-    or half as many as the users' influences bear by their kurtosis (Satterthwaite), if fewer.
+    A few clicks make a skewed estimate: 5 of them may occur by chance where 2, or 12, are expected.
+    The interval is Student's, corrected for skewness as by Hall (1992, "On the removal of skewness
+    by transformation"). With rare clicks of equal weight it is close to that of a Poisson count.
+    Degrees of freedom are the effective clusters less one, or half the number that the kurtosis of
+    the users' influences supports (Satterthwaite), if that is smaller.
     """
 
     estimator: str
@@ -166,24 +167,24 @@ class Estimate:
         return f"Estimate({self.estimator} {_said(self)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types, with status and reasons beside the value; what is not finite is None."""
+        """Return the estimate in JSON's types; a value that is not finite is None."""
         found: dict[str, Any] = plain(asdict(self))
         return found
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Difference:
-    """Of two policies' values by the same log, row by row.
+    """The difference of two policies' values, from the same log, row by row.
 
     Attributes
     ----------
     estimator, reference_estimator : str
-        What the policy, and what the reference, was estimated by.
+        The estimators of the policy and of the reference.
     value : float or None
     standard_error : float or None
         Paired: what both have in common cancels.
     interval, bootstrap : (float, float) or None
-        At `level`, which is stricter where several policies are compared.
+        At `level`, which is stricter if several policies are compared.
     level : float
     status, reasons
         The worse of both sides.
@@ -203,13 +204,13 @@ class Difference:
         return f"Difference({self.estimator} - {self.reference_estimator} {_said(self)})"
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; what is not finite is None."""
+        """Return the difference in JSON's types; a value that is not finite is None."""
         found: dict[str, Any] = plain(asdict(self))
         return found
 
 
 def _said(found: Estimate | Difference) -> str:
-    """A figure, its interval and its status, in a line."""
+    """A figure, its interval and its status, in one line."""
     words = number(found.value)
     if found.interval is not None:
         low, high = map(number, found.interval)
@@ -228,22 +229,22 @@ def estimate(
     reasons: tuple[str, ...] = (),
     bootstrap: bool = True,
 ) -> Estimate:
-    """What an estimator's sums say.
+    """Compute an estimate from an estimator's sums.
 
     Parameters
     ----------
     estimator : Estimator
     cluster : bool
-        Whether the error is clustered by user. If not, it is iid, and the bootstrap that of rows.
+        Whether the error is clustered by user. If not, it is iid, and the bootstrap resamples rows.
     level : float
         Of the intervals, in [.001, .999999].
     thresholds : Thresholds, optional
     reward_range : (float, float), optional
-        Least and largest reward of a whole ranking; for the Bernstein bound.
+        Smallest and largest reward of a whole ranking, for the Bernstein bound.
     reasons : tuple of str
-        What is known of the log besides: keys of `REASONS`.
+        Other known problems of the log: keys of `REASONS`.
     bootstrap : bool
-        Whether to make bootstrap intervals, which is most of the work here: 2 ms.
+        Whether to make bootstrap intervals, which take most of the time here: 2 ms.
 
     Returns
     -------
@@ -273,7 +274,7 @@ def estimate(
     if known and n > 1 and estimator.products is not None:
         variance = float(gradient @ estimator.products @ gradient)
         iid = math.sqrt(max(variance, 0.0) * n / (n - 1))
-    # Without products, groups are of rows where rows are taken as independent: as good.
+    # Without products: if rows are taken as independent, groups of rows work as well.
     error = clustered if cluster or iid is None else iid
     interval = resampled = bernstein = None
     if error is not None and spread is not None:
@@ -329,11 +330,11 @@ def difference(
     thresholds: Thresholds | None = None,
     reasons: tuple[str, ...] = (),
 ) -> Difference:
-    """Policy less reference, from sums over the same rows.
+    """Compute policy minus reference, from sums over the same rows.
 
-    The reference may be the log's own average (`Avg`), or the same estimator of another policy.
-    Where rows are taken as independent, so are their groups, and the error is of groups all the
-    same.
+    The reference may be the log's own average (`Avg`), or the same estimator of another policy. If
+    rows are taken as independent, their groups are independent too, and the error is still computed
+    by groups.
 
     Parameters
     ----------
@@ -359,10 +360,10 @@ def difference(
         estimate(each, cluster=cluster, thresholds=thresholds, reasons=reasons, bootstrap=False)
         for each in (estimator, reference)
     ]
-    # Users may be too few for either side and enough for the difference, or the reverse.
+    # There may be too few users for either side but enough for the difference, or the reverse.
     theirs = set(_ABOUT_USERS)
     if isinstance(reference, Avg) and not isinstance(estimator, Avg):
-        theirs.add("logging_value")  # it is what is wanted
+        theirs.add("logging_value")  # here this is the value that is needed
     found = [
         *(reason for reason in sides[0].reasons if reason not in _ABOUT_USERS),
         *(reason for reason in sides[1].reasons if reason not in theirs),
@@ -401,7 +402,7 @@ def difference(
 
 
 def worst(reasons: list[str] | tuple[str, ...]) -> Status:
-    """The status that reasons lead to."""
+    """The status that follows from reasons."""
     unknown = [reason for reason in reasons if reason not in REASONS]
     if unknown:
         raise ValueError(f"reasons: expected one of {', '.join(REASONS)}; got {unknown[0]!r}")
@@ -435,7 +436,7 @@ def _reasons(
             strayed = _strayed(diagnostics, thresholds) if estimator.is_whole else []
             if strayed or abs(diagnostics.mean_weight - 1.0) > thresholds.mean_weight:
                 found.append("mean_weight")
-            # Of heavy weights the mean is often too low, for want of the heaviest.
+            # The mean of heavy weights is often too low, because the heaviest are missing.
             steady = not {"max_weight_share", "heaviest_share", "no_overlap"} & {*found}
             if steady and 1.0 - min([1.0, *strayed]) > thresholds.uncovered:
                 found.append("uncovered")
@@ -446,10 +447,10 @@ def _reasons(
 
 
 def against_propensities(estimates: Mapping[str, Estimate], thresholds: Thresholds) -> list[str]:
-    """Reasons that the weights of some estimates give against all that rest on propensities.
+    """Reasons from the weights of some estimates that concern everything based on propensities.
 
-    A mean weight that is off by more than chance says that propensities are not true, or that the
-    logging policy could not show everything, whatever an estimator makes of them.
+    If a mean weight is off by more than chance, propensities are wrong, or the logging policy could
+    not show everything, whatever an estimator makes of that.
     """
     found = []
     for name, each in estimates.items():
@@ -461,15 +462,15 @@ def against_propensities(estimates: Mapping[str, Estimate], thresholds: Threshol
 
 
 def missing_weight(estimate: Estimate, thresholds: Thresholds) -> float:
-    """How much the mean weight lacks to 1, at some place, by more than chance; 0 if nowhere, and of
-    weights that need not have that mean: clipped ones lack what was cut off."""
+    """How far the mean weight is below 1, at the worst place, by more than chance; 0 if nowhere.
+    Also 0 for weights whose mean need not be 1: clipped weights lack what was cut off."""
     if not _has_true_mean(estimate.estimator) or estimate.diagnostics is None:
         return 0.0
     return 1.0 - min([1.0, *_strayed(estimate.diagnostics, thresholds)])
 
 
 def _has_true_mean(name: str) -> bool:
-    """Whether the mean weight of an estimator is 1 wherever propensities are true."""
+    """Whether the mean weight of an estimator is 1 whenever propensities are right."""
     cls = ESTIMATORS[name]
     return cls.by_propensities and cls.unit_mean and cls.is_whole
 
@@ -485,7 +486,7 @@ def _strayed(diagnostics: Diagnostics, thresholds: Thresholds) -> list[float]:
 
 
 def check_level(level: float) -> None:
-    """A ValueError unless intervals can have it."""
+    """Raise ValueError if intervals cannot have this level."""
     if isinstance(level, bool) or not isinstance(level, Real) or not 0.001 <= level <= 0.999999:
         raise ValueError(f"level: expected .001 to .999999, got {level!r}")
 
@@ -495,16 +496,16 @@ def _about_bias(bias: float, error: float | None, thresholds: Thresholds) -> lis
 
 
 def percentiles(replicates: FloatArray, level: float) -> Interval | None:
-    """The bootstrap's interval; None where many replicates say nothing."""
+    """The bootstrap interval; None if many replicates have no value."""
     fine = replicates[np.isfinite(replicates)]
     if len(fine) < 0.9 * len(replicates):
-        return None  # replicates often hold no weight at all
+        return None  # replicates often contain no weight at all
     low, high = np.quantile(fine, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
 
 def _replicates(estimator: Estimator) -> FloatArray:
-    """Estimates from groups drawn again, each a number of times that is Poisson(1)."""
+    """Estimates from resampled groups, each drawn a Poisson(1) number of times."""
     if estimator.replicates is None:
         estimator.replicates = estimator.value(resamples() @ estimator.sums)
     return estimator.replicates
@@ -514,7 +515,7 @@ def _replicates(estimator: Estimator) -> FloatArray:
 def resamples() -> FloatArray:
     """How often each group is in each replicate, (B, GROUPS): the same for all logs and policies.
 
-    A group is a fixed hash of users, so it does not matter how the log was split or ordered.
+    A group is a fixed hash of users, so the order and the parts of the log do not matter.
     """
     rng = np.random.Generator(np.random.Philox(key=_BOOTSTRAP_KEY))
     return rng.poisson(1.0, (_BOOTSTRAPS, GROUPS)).astype(np.float64)

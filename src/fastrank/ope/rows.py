@@ -1,4 +1,4 @@
-"""Which rows of a batch of the log are used, and the arrays that estimators take of them."""
+"""The rows of a batch of the log that are used, and their arrays for estimators."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["Part", "Used", "cut"]
 
 
 class Used:
-    """The rows of a batch that are used, and how many are not, by reason.
+    """The rows of a batch that are used, and the number of others, by reason.
 
     Attributes
     ----------
     batch : LogBatch
     mask : ndarray of bool, shape (n,)
     set_aside : Counter of str
-        A row counts for the first reason that it was left out for.
+        A row counts under the first reason that it was left out for.
     """
 
     def __init__(self, batch: LogBatch) -> None:
@@ -34,29 +34,29 @@ class Used:
         self.set_aside: Counter[str] = Counter()
 
     def leave(self, reason: str, which: Mask) -> None:
-        """Leave out such rows."""
+        """Leave out the marked rows."""
         self.set_aside[reason] += int(np.count_nonzero(self.mask & which))
         self.mask &= ~which
 
     @property
     def rows(self) -> IntArray:
-        """Their numbers."""
+        """The indices of the rows used."""
         return np.flatnonzero(self.mask)
 
     @property
     def count(self) -> int:
-        """How many they are."""
+        """The number of rows used."""
         return int(np.count_nonzero(self.mask))
 
     @property
     def without_user(self) -> int:
-        """How many of them name no user."""
+        """How many of the rows used name no user."""
         return int(np.count_nonzero(self.mask & ~self.batch.is_given("user_id")))
 
     def parts(
         self, places: int, cluster: bool, drawn: LogBatch | None = None
     ) -> Iterator[tuple[int, Part]]:
-        """Those of one stratum each, with its number; `drawn` may have them by other laws."""
+        """The rows of each stratum, with its number; `drawn` may group them by other laws."""
         batch = self.batch if drawn is None else drawn
         stratum = batch.stratum
         for index in np.unique(stratum[self.mask]).tolist():
@@ -65,13 +65,13 @@ class Used:
 
 
 class Part:
-    """Rows of a batch that are of one stratum, as rankings of so many places.
+    """Rows of a batch from one stratum, as rankings with a fixed number of places.
 
     Attributes
     ----------
     batch : LogBatch
     rows : ndarray of int64
-        Their numbers in the batch.
+        Their indices in the batch.
     logged, rewards : ndarray of float64, shape (len(rows), places)
     row_weights : ndarray of float64, shape (len(rows),), or None
     """
@@ -92,15 +92,15 @@ class Part:
         return len(self.rows)
 
     def of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """These rows of an array that has one for each of the batch."""
+        """The entries of these rows, from an array with one entry per row of the batch."""
         return array if self._whole else array[self.rows]
 
     def matrix(self, array: FloatArray) -> FloatArray:
-        """The same, with as many places as are evaluated."""
+        """The same, cut or padded to the number of places that are evaluated."""
         return cut(self.of(array), self._places)
 
     def arrays(self, evaluated: FloatArray, optional: Mapping[str, FloatArray]) -> Batch:
-        """What estimators take, of one evaluation policy."""
+        """The batch for estimators, for one evaluation policy."""
         return Batch(
             logged=self.logged,
             evaluated=evaluated,
@@ -114,7 +114,7 @@ class Part:
         )
 
     def by_user(self) -> Batch:
-        """The same of the logging policy, with users as groups, whatever rows are taken for."""
+        """The batch for the logging policy, with users as groups in any case."""
         groups = self._groups_of(self.batch.user_hash)
         return replace(self.arrays(self.logged, {}), groups=groups)
 
@@ -123,7 +123,7 @@ class Part:
 
 
 def cut(array: FloatArray, places: int) -> FloatArray:
-    """With so many places: the first ones, or filled up with 0."""
+    """Keep the first `places` places, or pad with 0."""
     if array.shape[1] < places:
         return np.pad(array, [(0, 0), (0, places - array.shape[1])])
     return array[:, :places]

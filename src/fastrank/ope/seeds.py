@@ -1,4 +1,4 @@
-"""Rows that share their seed, and so their noise, with another user's: they are not independent."""
+"""Rows that share their seed, and so their noise, with another user's row: not independent."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from fastrank.eventlog import LogBatch, Stratum
 
 __all__ = ["SharedSeeds"]
 
-_MOST = 1 << 15  # seeds that stand for all
+_MOST = 1 << 15  # sampled seeds, which represent all
 _ALL = 2**64 - 1
 
 
 class SharedSeeds:
-    """Rows whose seed also came with somebody else's row.
+    """Counts rows whose seed also occurs with another user.
 
     Attributes
     ----------
     rows : int
-        Looked at: those whose seed a server chose, under a law that draws.
+        Rows looked at: those whose seed a server chose, under a law that draws.
 
     Notes
     -----
-    Of a seed are kept its rows and those of one of its holders, the one of the least hash; the rows
-    of all others share it. Up to 32,768 seeds that is exact. Beyond, those that a hash chooses are
-    kept, ever fewer, and stand for all; and besides those with the most rows, which no chance may
-    leave out. 2 MB at most. Sums over parts of a log are merged. Which seeds stand for all does not
-    depend on the parts, or their order; which of the others are kept besides may. Batches without
-    seeds cost nothing.
+    For each seed, the number of its rows is kept, and the number of rows of one holder, the one
+    with the smallest hash; the rows of all other holders share the seed. This is exact for up to
+    32,768 seeds. Beyond that, a hash selects the seeds that are kept, fewer and fewer, to represent
+    all; seeds with the most rows are kept in addition, so that they are never missed by chance. At
+    most 2 MB. Parts of a log can be merged. The selected seeds do not depend on the parts, or their
+    order; the additional ones may. Batches without seeds cost nothing.
 
     Examples
     --------
@@ -43,20 +43,20 @@ class SharedSeeds:
 
     def __init__(self) -> None:
         self.rows = 0
-        self._limit = _ALL  # of the hashes of seeds that stand for all
+        self._limit = _ALL  # of the hashes of the seeds that are selected
         self._kept = _Seeds.none()
         self._waiting: list[_Seeds] = []
 
     def update(
         self, batch: LogBatch, strata: Sequence[Stratum], rows: Mask, *, by_user: bool = True
     ) -> None:
-        """Those of a batch's `rows` (n,) that a server's seed drew.
+        """Add those of a batch's `rows` (n,) that a server's seed drew.
 
         Parameters
         ----------
         batch : LogBatch
         strata : sequence of Stratum
-            That its rows are of.
+            The strata of its rows.
         rows : ndarray of bool, shape (n,)
         by_user : bool
             Whether a user's own rows may share a seed; if not, no two rows may.
@@ -70,7 +70,7 @@ class SharedSeeds:
             self.add(seeds[rows], holders[rows])
 
     def add(self, seeds: Hashes, holders: Hashes) -> None:
-        """Rows by their seeds and by whoever they are of, both uint64 (m,)."""
+        """Add rows by their seeds and their holders, both uint64 (m,)."""
         self.rows += len(seeds)
         chosen = _mixed(seeds) <= np.uint64(self._limit)
         if not chosen.all():
@@ -79,7 +79,7 @@ class SharedSeeds:
         self._wait(_Seeds(seeds[chosen], holders[chosen], one, one))
 
     def merge(self, other: SharedSeeds) -> None:
-        """Take in what another part of the log has; `other` stays as it is."""
+        """Add the counts of another part of the log; `other` stays as it is."""
         self.rows += other.rows
         self._limit = min(self._limit, other._limit)
         for part in (other._kept, *other._waiting):
@@ -88,17 +88,17 @@ class SharedSeeds:
 
     @property
     def shared(self) -> float:
-        """Rows whose seed is also another's, but for those of one holder of each seed."""
+        """Rows whose seed is shared, except those of one holder of each seed."""
         self._settle()
         besides = self._kept.rows - self._kept.own
         chosen = _mixed(self._kept.seeds) <= np.uint64(self._limit)
         share = (self._limit + 1) / (_ALL + 1)
-        # What was seen is there for certain; what stands for all may miss a seed with many rows.
+        # Seeds seen are certain; the selected seeds may miss one with many rows.
         return max(float(besides.sum()), float(besides[chosen].sum()) / share)
 
     @property
     def commonest(self) -> tuple[int, int] | None:
-        """The seed with the most rows of others, and how many rows have it; None if none is."""
+        """The seed with the most rows of others, and its number of rows; None if there is none."""
         self._settle()
         besides = self._kept.rows - self._kept.own
         if not besides.any():
@@ -116,7 +116,7 @@ class SharedSeeds:
             self._settle()
 
     def _settle(self) -> None:
-        """Put together what came, and leave seeds out if they are too many."""
+        """Combine the new counts, and drop seeds if there are too many."""
         if not self._waiting:
             return
         kept = _Seeds.together([self._kept, *self._waiting])
@@ -133,9 +133,9 @@ class SharedSeeds:
 
 
 class _Seeds:
-    """Different seeds, the holder of the least hash of each, and the rows of all and of that one.
+    """Distinct seeds, each with the holder of smallest hash, and the rows of all and of it.
 
-    Each of shape (m,); before they are put `together`, seeds may repeat.
+    Each of shape (m,); before `together`, seeds may repeat.
     """
 
     def __init__(self, seeds: Hashes, holders: Hashes, rows: IntArray, own: IntArray) -> None:
@@ -150,7 +150,7 @@ class _Seeds:
         return len(self.seeds)
 
     def __getstate__(self) -> dict[str, AnyArray]:
-        """With counts in as few bytes as they take: most are 1."""
+        """Store counts in as few bytes as possible: most are 1."""
         counts = {name: getattr(self, name) for name in ("rows", "own")}
         small = {
             name: each.astype(np.min_scalar_type(each.max(initial=0)))
@@ -185,7 +185,7 @@ class _Seeds:
 
 
 def _repeated(seeds: Hashes, among: Mask) -> Mask:
-    """Rows, of those marked, whose seed another of them has."""
+    """Marked rows whose seed another marked row has too."""
     ordered = np.sort(seeds[among])
     again = ordered[1:] == ordered[:-1]
     if not again.any():

@@ -1,4 +1,4 @@
-"""The share of an experiment's users, or requests, that each arm should have, and when."""
+"""The share of an experiment's users, or requests, that each arm should have, and since when."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from fastrank.inputs import shown
 
 __all__ = ["Shares", "SharesGiven"]
 
-# For always, or by revision, or by the time from which they hold.
+# For the whole log, or by revision, or by the time since when they hold.
 SharesGiven: TypeAlias = (
     Mapping[str, float] | Mapping[str, Mapping[str, float]] | Mapping[datetime, Mapping[str, float]]
 )
 
 
 class Shares:
-    """Shares as somebody declares them.
+    """Shares as declared by the caller.
 
     Parameters
     ----------
     given : mapping, optional
-        Of arms' names to shares, which are taken relative to their sum; or of revisions, or of the
-        times from which they hold (datetimes with a time zone), to such. None: nobody says.
+        From arms' names to shares, which are relative to their sum; or from revisions, or times
+        since when they hold (datetimes with a time zone), to such mappings. None if nobody states
+        them.
 
     Attributes
     ----------
     is_given : bool
     times : ndarray of datetime64[us], shape (m,)
-        From which others hold, in their order; UTC. Empty where they do not go by times.
+        Times at which shares change, in order, UTC. Empty unless shares depend on times.
 
     Raises
     ------
     ValueError
-        If an argument is invalid; the message names the argument and the value.
+        If an argument is invalid; the message names it and the value.
 
     Examples
     --------
@@ -85,18 +86,18 @@ class Shares:
             )
 
     def of(self, revision: str | None, time: int) -> dict[str, float] | None:
-        """Those in force; None where nobody says. They sum to 1.
+        """The shares in force, which sum to 1; None if nobody states them.
 
         Parameters
         ----------
         revision : str or None
         time : int
-            Index of the last of `times` that had come; -1 before the first.
+            Index of the last of `times` that had passed; -1 before the first.
 
         Raises
         ------
         ValueError
-            If there are shares, and none for that revision or time.
+            If there are shares, but none for that revision or time.
         """
         if self._always is not None:
             return self._always

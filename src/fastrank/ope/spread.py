@@ -1,4 +1,4 @@
-"""How estimates vary, from the sums of groups of users: the jackknife and intervals by it."""
+"""The variation of estimates, from sums of groups of users: the jackknife and its intervals."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Interval: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How an estimate would vary, by the estimates without one group of users each.
+    """How an estimate would vary, from the estimates without each one of the groups of users.
 
     `error` is that of the jackknife (Efron and Stein 1981). A group with many rows pulls the
-    estimate towards itself; leaving it out shows how far, where its residual does not.
+    estimate towards itself; leaving it out shows how far, which its residual does not.
     """
 
     error: float
     skewness: float
     clusters: float  # effective
-    bearing: float  # degrees of freedom that the groups' influences bear
+    bearing: float  # degrees of freedom that the groups' influences support
 
     def interval(self, value: float, level: float) -> Interval:
-        """Student's, bent by the skewness (Hall 1992)."""
+        """Student's interval, corrected for skewness (Hall 1992)."""
         from scipy.special import stdtrit
 
         freedom = max(min(self.clusters - 1.0, self.bearing), 1.0)
@@ -37,7 +37,7 @@ class Spread:
         return value - self.error * self._bent(quantile), value - self.error * self._bent(-quantile)
 
     def _bent(self, quantile: float) -> float:
-        """What a studentised estimate of this skewness is at a quantile of a symmetric one."""
+        """The quantile of a studentised estimate of this skewness, from that of a symmetric one."""
         skewness = self.skewness
         if abs(skewness) < 1e-6:
             return quantile
@@ -46,7 +46,7 @@ class Spread:
 
 
 def spread_of(without_each: FloatArray, clusters: float) -> Spread | None:
-    """Of so many effective groups; None with fewer than two, or where one is all that there is."""
+    """For a number of effective groups; None with fewer than two, or if one has everything."""
     groups = len(without_each)
     if groups < 2 or not np.isfinite(without_each).all():
         return None
@@ -56,8 +56,8 @@ def spread_of(without_each: FloatArray, clusters: float) -> Spread | None:
     if not scale > 0.0:
         return Spread(error, 0.0, effective, math.inf)
     influence /= scale
-    # The relative variance of the variance, beyond that of groups that are alike. Satterthwaite has
-    # twice as many; but of heavy tails few logs show all.
+    # The relative variance of the variance, beyond that of equal groups. Satterthwaite has twice as
+    # many degrees of freedom; but few logs show all of a heavy tail.
     excess = float((influence**4).sum()) - 1.0 / groups
     return Spread(
         error, float((influence**3).sum()), effective, 1.0 / excess if excess > 0.0 else math.inf

@@ -1,4 +1,4 @@
-"""What the sums of a log say about each policy, in all and by stratum."""
+"""Results for each policy, overall and by stratum, from the sums of a log."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ __all__ = [
     "summarise",
 ]
 
-IN_BRACKETS = "In brackets: no result, for the reason that its status and the verdict say."
-_POLICIES_SAID = 3  # in a repr
-_POLICIES_TOLD, _ESTIMATES_SHOWN = 10, 40  # in a notebook
+IN_BRACKETS = "In brackets: no result, for the reason that its status and the verdict give."
+_POLICIES_SAID = 3  # most policies in a repr
+_POLICIES_TOLD, _ESTIMATES_SHOWN = 10, 40  # most of each in a notebook
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -57,11 +57,11 @@ class StratumResult:
     ----------
     stratum : Stratum
     rows : int
-        Used.
+        Rows used.
     share : float
-        Of all rows used.
+        Share of all rows used.
     uncovered : dict of str to float
-        For each evaluation policy, its probability of what could not be shown here.
+        For each evaluation policy, the probability of what could not be shown here.
     estimates : dict of str to dict of str to Estimate
         By policy and estimator.
     dropped : tuple of str
@@ -83,28 +83,28 @@ class StratumResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PolicyResult:
-    """What the log says about one evaluation policy.
+    """Results for one evaluation policy.
 
     Attributes
     ----------
     label, description : str
     status : {"ok", "biased", "low_overlap", "malformed_log", "unsupported"}
-        Of the leading estimator.
+        Status of the leading estimator.
     reasons : tuple of str
     verdict : str
-        In plain language.
+        The result in plain language.
     lead : str
         Name of the leading estimator.
     estimates, differences : dict of str to Estimate, Difference
         By estimator; differences are to the reference.
     uncovered : float
-        Over all strata: its probability of what could not be shown, as far as that is known, or as
-        the mean weight shows.
+        Over all strata: the policy's probability of what could not be shown, as far as it is known
+        or the mean weight shows it.
     rows : int
-        That the estimates rest on.
+        Rows that the estimates rest on.
     histogram : list of (float, int, float)
-        Lower end, rows and weight of each bin of whole rankings' weights that is not empty; bins
-        are a quarter of a doubling wide, and the first may be (0, rows, 0).
+        Lower end, rows and weight of each non-empty bin of whole rankings' weights; bins are a
+        quarter of a doubling wide, and the first may be (0, rows, 0).
     """
 
     label: str
@@ -126,8 +126,8 @@ class PolicyResult:
     def listed(self) -> dict[str, Estimate]:
         """Estimates to show to a reader.
 
-        The log's own average is not among them, unless the verdict rests on it or the log is the
-        policy's own.
+        The log's own average is left out, unless the verdict rests on it or the log is the policy's
+        own.
         """
         return {
             name: estimate
@@ -138,7 +138,7 @@ class PolicyResult:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """Everything that one reading of a log gave.
+    """All results of one reading of a log.
 
     Attributes
     ----------
@@ -147,29 +147,29 @@ class Evaluation:
     reference : str
         "logging", or the label of a policy.
     level, difference_level : float
-        Of intervals, and of those of differences, which are stricter (Bonferroni).
+        Levels of intervals, and of intervals of differences, which are stricter (Bonferroni).
     clustered : bool
-        Whether errors allow for a user's rows depending on each other.
+        Whether errors allow for dependence between rows of one user.
     user_effect : float or None
-        Where they do not, though rows of one user depend on each other: the design effect by user
-        of what was earned. Intervals should then be wider by about its root. None where rows may be
+        If they do not, but rows of one user depend on each other: the design effect by user of what
+        was earned. Intervals should then be wider by about its square root. None if rows may be
         taken as independent, as far as the log shows.
     thresholds : Thresholds
-        That statuses were judged by.
+        The thresholds of the statuses.
     places : int
         k.
     rows, rows_used : int
-        Valid rows read, and rows that estimates rest on.
+        Valid rows read, and rows used for estimates.
     rows_without_user : int
-        Of those used: each is taken as a user of its own.
+        Rows used that name no user: each counts as a user of its own.
     logged : Estimate
-        What the logging policy earned, on all rows used.
+        What the logging policy earned, from all rows used.
     span : (str, str) or None
-        When the first and the last valid row were served, ISO 8601, UTC; None without rows.
+        When the first and the last valid row were served, in ISO 8601, UTC; None without rows.
     set_aside : dict of str to int
         Rows not used, by reason.
     log : dict
-        What the reader found.
+        The reader's report.
     """
 
     policies: tuple[PolicyResult, ...]
@@ -191,15 +191,16 @@ class Evaluation:
 
     @property
     def next_step(self) -> str | None:
-        """What to do where nothing could be estimated for want of rows or rewards; else None."""
+        """What to do if nothing could be estimated for lack of rows or rewards; otherwise None."""
         if self.rows_used:
             return None
         if not self.rows:
             if not self.log["set_aside"]:
-                return "There is no row in what was read: name files that hold some."
+                return "There is no row in the files read: name files with rows."
             return (
-                "Not one row is valid: each was set aside, and the first of each reason are named."
-                " Repair what writes them, or say otherwise what their columns, or the files, are."
+                "No row is valid: all were set aside, and the first of each reason are named."
+                " Repair the program that writes them, or correct what their columns, or the files,"
+                " are said to be."
             )
         if not self.set_aside.get("reward_not_observed"):
             return None
@@ -252,18 +253,18 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; what is not finite, a threshold say, is None."""
+        """Return the evaluation in JSON's types; a value that is not finite is None."""
         found: dict[str, Any] = plain(asdict(self))
         return found
 
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with a row for each estimate: policies, and estimators of each.
+        """Return a pandas.DataFrame with a row for each policy and estimator.
 
         Its columns: `policy`, a label; `estimator`; `is_lead`, whether the verdict rests on it;
-        `value`, `standard_error`, `low` and `high`, the ends of the interval, as of `Estimate`;
+        `value`, `standard_error`, `low` and `high`, the ends of the interval, as in `Estimate`;
         `difference` to the reference, with `difference_standard_error`, `difference_low`,
-        `difference_high` and `difference_status` as of `Difference`; `ess`, `rows` and `status`,
-        and `reasons`, keys of `REASONS` with commas between. What there is not is missing.
+        `difference_high` and `difference_status` as in `Difference`; `ess`, `rows` and `status`;
+        and `reasons`, keys of `REASONS` separated by commas. Absent values are missing.
 
         Raises
         ------
@@ -284,7 +285,7 @@ class Evaluation:
         return as_pandas(self._columns())
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table with the columns of `to_pandas`.
+        """Return a pyarrow.Table with the columns of `to_pandas`.
 
         Examples
         --------
@@ -301,13 +302,13 @@ class Evaluation:
     def plot(self, ax: Any = None) -> Any:
         """Draw each policy's estimate with its interval, beside what the logging policy earned.
 
-        An estimate that is not `ok` is drawn hollow and pale, with its status, and does not set
-        the scale.
+        An estimate that is not `ok` is drawn hollow and pale, with its status, and does not set the
+        scale.
 
         Parameters
         ----------
         ax : matplotlib.axes.Axes, optional
-            By default those of a new figure.
+            By default the axes of a new figure.
 
         Returns
         -------
@@ -393,22 +394,22 @@ def _row(policy: PolicyResult, name: str) -> list[str]:
 def summarise(
     question: Question, sums: LogSums, report: ReadReport, reasons: Sequence[str]
 ) -> Evaluation:
-    """The evaluation that sums amount to.
+    """Build the evaluation from sums.
 
     Parameters
     ----------
     question : Question
     sums : LogSums
-        Of a log that was read to its end.
+        Sums of a log that was read to its end.
     report : ReadReport
-        What reading it found.
+        The report of the reader.
     reasons : sequence of str
-        What else is known against it.
+        Other known problems of the log.
 
     Raises
     ------
     ValueError
-        Where a model refused every row.
+        If a model refused every row.
     """
     if sums.refusal is not None and sums.all_refused:
         raise ValueError(sums.refusal)
@@ -438,26 +439,26 @@ def summarise(
 
 
 def _user_effect(by_user: Avg) -> float | None:
-    """The design effect of users, where it is beyond chance and large enough to matter."""
+    """The design effect of users, if it exceeds chance and is large enough to matter."""
     spread = (
         spread_of(by_user.without_each, by_user.effective_clusters) if by_user.rows > 1 else None
     )
     effect = estimate(by_user, bootstrap=False).design_effect
     if spread is None or effect is None:
         return None
-    # Of the variance between users, `bearing` is one over the relative variance.
+    # In the variance between users, `bearing` is one over the relative variance.
     chance = _EFFECT_ERRORS / sqrt(spread.bearing)
     return effect if effect > 1.0 + max(chance, _EFFECT) else None
 
 
 T = TypeVar("T", Estimate, Difference)
-_EFFECT, _EFFECT_ERRORS = 0.2, 4.0  # beyond 1, and in standard errors
+_EFFECT, _EFFECT_ERRORS = 0.2, 4.0  # excess over 1, absolute and in standard errors
 
 
 def _doubted(
     found: T, of_all: Sequence[str], refuted: Collection[str], untold: Collection[str]
 ) -> T:
-    """With what estimates say against each other, and what they cannot say of those `untold`."""
+    """Add contradictions between estimates, and that assumptions of `untold` are unchecked."""
     cls = ESTIMATORS[found.estimator]
     more: list[str] = list(of_all) if cls.by_propensities else []
     if cls.behaviour in refuted:
@@ -473,7 +474,7 @@ def _doubted(
 
 
 def against_report(report: ReadReport, thresholds: Thresholds) -> list[str]:
-    """What reading a log found against it."""
+    """Reasons against a log, from the reader's report."""
     found = []
     if report.malformed_share > thresholds.malformed:
         found.append("malformed_rows")
@@ -489,7 +490,7 @@ def against_report(report: ReadReport, thresholds: Thresholds) -> list[str]:
 
 def _against_log(report: ReadReport, sums: LogSums, thresholds: Thresholds) -> list[str]:
     found = []
-    # Rows that nobody chose to leave out may differ from those that stay.
+    # Rows left out without anyone's choice may differ from those that stay.
     chosen = ("fallback", "caller_seed", "not_shown")
     left = sum(count for reason, count in sums.set_aside.items() if reason not in chosen)
     wanted = sums.rows - sum(sums.set_aside[reason] for reason in chosen)
@@ -503,7 +504,7 @@ def _against_log(report: ReadReport, sums: LogSums, thresholds: Thresholds) -> l
 
 
 def _outside(strata: Sequence[StratumSums]) -> dict[str | None, tuple[FloatArray, float]]:
-    """By catalog, of strata that ranked all of it: a small one has too few draws of its own."""
+    """By catalog, over strata that ranked all of it: small strata have too few draws."""
     sums: dict[str | None, tuple[FloatArray, float]] = {}
     for each in strata:
         if not each.of_candidates:
@@ -515,7 +516,7 @@ def _outside(strata: Sequence[StratumSums]) -> dict[str | None, tuple[FloatArray
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Of one policy, before policies are held against each other."""
+    """Results of one policy, before policies are compared."""
 
     strata: Sequence[StratumSums]
     reasons: Sequence[str]
@@ -527,8 +528,8 @@ class _Found:
 class _Summary:
     """Policies go by their numbers, p; `reasons` are against the log as a whole.
 
-    `outside` has sums of what `StratumSums` calls so, and of the mass, by catalog;
-    `lacks_rewards`, whether rewards are what all rows want.
+    `outside` has, by catalog, the sums that `StratumSums` calls so, and their mass. `lacks_rewards`
+    says whether every row lacks rewards.
     """
 
     question: Question
@@ -538,7 +539,7 @@ class _Summary:
     lacks_rewards: bool
 
     def policies(self) -> tuple[PolicyResult, ...]:
-        """Each of them; what one of them shows of people, or of propensities, holds for others."""
+        """All results; what one shows about behaviour or propensities counts for all."""
         asked, limits = self.question, self.question.thresholds
         found = [self._found(p) for p in range(len(asked.labels))]
         sound = [(each.estimators, self._of_their_own(each.estimates)) for each in found]
@@ -559,7 +560,7 @@ class _Summary:
         return _Found(strata, reasons, merged, estimates)
 
     def _of_their_own(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-        """With what they would have if nothing were against the log as a whole."""
+        """The estimates with the reasons that they would have if the log as a whole had none."""
         found = {}
         for name, each in estimates.items():
             reasons = tuple(one for one in each.reasons if one not in self.reasons)
@@ -657,7 +658,7 @@ class _Summary:
         merged: Mapping[str, Estimator],
         reasons: Sequence[str],
     ) -> dict[str, Difference]:
-        """To the reference, by estimator; none for the reference itself."""
+        """Differences to the reference, by estimator; none for the reference itself."""
         asked = self.question
         if asked.labels[p] == asked.reference:
             return {}
@@ -678,9 +679,9 @@ class _Summary:
         }
 
     def _supported(self, p: int) -> tuple[Sequence[StratumSums], list[str]]:
-        """The strata that a policy can be evaluated on, and what is against their estimates.
+        """The strata that a policy can be evaluated on, and the reasons against their estimates.
 
-        Where none can, all of them, with what is against each.
+        If there are none, all strata, with the reasons against each.
         """
         against = [self._against(each, p) for each in self.strata]
         fine = [each for each, reasons in zip(self.strata, against, strict=True) if not reasons]
@@ -689,7 +690,7 @@ class _Summary:
         return self.strata, [*self.reasons, *(reason for each in against for reason in each)]
 
     def _against(self, each: StratumSums, p: int) -> list[str]:
-        """Why the rows of a stratum cannot say anything about a policy."""
+        """Why the rows of a stratum cannot be used for a policy."""
         found = []
         if self._uncovered(each, p) > self.question.thresholds.uncovered:
             found.append("uncovered")
@@ -702,8 +703,8 @@ class _Summary:
     def _uncovered(self, each: StratumSums, p: int) -> float:
         """A policy's probability of what the logging policy of a stratum could not show.
 
-        Lost for lack of items: equal in all strata of one catalog, so those are pooled. It is known
-        by draws, of which a small stratum has too few.
+        The part due to missing items is the same in all strata of one catalog, so those are pooled:
+        it is estimated by draws, of which a small stratum has too few.
         """
         if each.of_candidates:
             outside, mass = each.outside, each.mass

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of a log: sums by stratum and policy, and counts of its rows."""
+"""The sums of a log that an evaluation keeps, by stratum and policy, and counts of its rows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fastrank.ope.seeds import SharedSeeds
 
 __all__ = ["MOST_STRATA", "LogSums", "StratumSums"]
 
-MOST_STRATA = 2000  # of each and every policy are kept sums of a third of a megabyte
+MOST_STRATA = 2000  # for each stratum and policy, sums take a third of a megabyte
 
 
 class LogSums:
-    """Of all rows so far.
+    """Sums of all rows so far.
 
     Attributes
     ----------
@@ -33,11 +33,11 @@ class LogSums:
     set_aside : Counter of str
         Rows not used, by reason.
     seeds : SharedSeeds
-        Of the rows used.
+        Shared seeds of the rows used.
     by_user : Avg
-        What the rows used earned, with users as groups; of no rows where all groups are users.
+        What the rows used earned, with users as groups; empty if all groups are users.
     refusal : str or None
-        Why a model refused the first of the rows that it could not judge.
+        Why a model refused the first row that it could not judge.
     """
 
     def __init__(self, question: Question) -> None:
@@ -53,12 +53,12 @@ class LogSums:
 
     @property
     def numbers(self) -> list[int]:
-        """Of the strata, in their order."""
+        """The strata, in their order."""
         return sorted(self._strata)
 
     @property
     def strata(self) -> list[StratumSums]:
-        """In the order of their numbers."""
+        """The sums of the strata, in the order of their numbers."""
         return [self._strata[index] for index in sorted(self._strata)]
 
     @property
@@ -71,14 +71,14 @@ class LogSums:
 
     @property
     def all_refused(self) -> bool:
-        """Whether models refused all rows that were put to them."""
+        """Whether models refused all rows that they were asked to judge."""
         besides = {
             *("fallback", "caller_seed", "not_shown", "reward_not_observed", "not_computable")
         }
         return not self._strata and {*+self.set_aside} <= besides
 
     def count(self, used: Used, strata: Sequence[Stratum]) -> None:
-        """A batch, once it is known which of its rows are used, and the log's strata."""
+        """Add a batch whose used rows are known, with the log's strata."""
         self.rows += len(used.batch)
         self.without_user += used.without_user
         self.set_aside.update(used.set_aside)
@@ -86,7 +86,7 @@ class LogSums:
         self._extend_span(used.batch)
 
     def stratum(self, index: int, stratum: Stratum) -> StratumSums:
-        """The sums of the stratum of this number."""
+        """The sums of the stratum with this number."""
         if index not in self._strata:
             if len(self._strata) == MOST_STRATA:
                 raise ValueError(
@@ -97,7 +97,7 @@ class LogSums:
         return self._strata[index]
 
     def merge(self, other: LogSums) -> None:
-        """Add those of another part of the log, about the same question; `other` stays as it is."""
+        """Add the sums of another part, for the same question; `other` stays as it is."""
         self.rows += other.rows
         self.without_user += other.without_user
         self.set_aside.update(other.set_aside)
@@ -112,7 +112,7 @@ class LogSums:
         self._extend(other._ends)
 
     def cut(self, question: Question) -> LogSums:
-        """As many places and estimators as `question` has, where no ranking has more places."""
+        """Cut to the places and estimators of `question`, if no ranking has more places."""
         found = copy(self)
         found._question = question
         found.by_user = self.by_user.cut(question.places)
@@ -131,20 +131,20 @@ class LogSums:
 
 
 class StratumSums:
-    """Of one stratum, for all policies.
+    """Sums of one stratum, for all policies.
 
     Attributes
     ----------
     stratum : Stratum
     rows : int
     fewer_places : int
-        Rows that asked for fewer places than are evaluated.
+        Rows that requested fewer places than are evaluated.
     of_candidates : bool
-        Whether some row ranked candidates alone.
+        Whether some row ranked only candidates.
     mass : float
-        Of the rows' own weights; as many as rows where they have none.
+        Sum of the row weights; the number of rows if they have none.
     certain, outside : ndarray of float64, shape (policies,)
-        Sums of what `Judged` has of each row, by its own weight.
+        Sums over rows of the values in `Judged`, times the row weights.
     support_unknown : ndarray of int64, shape (policies,)
     estimators : list of dict of str to Estimator
         By policy and name.
@@ -162,7 +162,7 @@ class StratumSums:
         self._asked_places = question.asked_places
 
     def count(self, part: Part, judged: Sequence[Judged]) -> None:
-        """Its rows of a batch, and what each policy could show in them."""
+        """Its rows of a batch, with what each policy could show in them."""
         self.rows += len(part)
         own = np.ones(len(part)) if part.row_weights is None else part.row_weights
         self.mass += float(own.sum())
@@ -179,7 +179,7 @@ class StratumSums:
             estimator.update(batch)
 
     def merge(self, other: StratumSums) -> None:
-        """Add those of the same stratum in another part of the log."""
+        """Add the sums of the same stratum in another part of the log."""
         self.rows += other.rows
         self.fewer_places += other.fewer_places
         self.mass += other.mass
@@ -202,7 +202,7 @@ class StratumSums:
 
 
 def _estimators(question: Question) -> dict[str, Estimator]:
-    """One of each; those that weigh alike keep the sums about their weights once."""
+    """One estimator of each kind; those with equal weights store the sums of these once."""
     return _sharing(
         {name: ESTIMATORS[name](question.places, question.clip) for name in question.names}
     )

@@ -12,7 +12,8 @@ _UNTOLD = (
     " propensities of one side are not true"
 )
 
-# Of heavy weights the mean is mostly too low, for want of the heaviest: true propensities, too.
+# The mean of heavy weights is mostly too low, because the heaviest are missing, even if
+# propensities are right.
 _HEAVY = {"max_weight_share", "heaviest_share", "no_overlap"}
 
 
@@ -27,24 +28,24 @@ def verdict(
     unit: str = "a ranking",
     lacks_rewards: bool = False,
 ) -> str:
-    """A few sentences on a policy, for somebody who has to decide.
+    """Describe a policy's result in a few sentences, for the person who has to decide.
 
     Parameters
     ----------
     label : str
     estimate : Estimate
-        By the leading estimator.
+        From the leading estimator.
     difference : Difference or None
         To the reference; None for the reference itself.
     uncovered : float
         The policy's probability of what the logging policy could not show.
     reference : str
-        What the difference is to, for people.
+        Name of the reference, for people.
     thresholds : Thresholds
     left_out : float
-        Share of the rows whose logging policy could not show what this one shows.
+        Share of the rows whose logging policy could not show what this policy shows.
     unit : str
-        What earns it.
+        The unit that earns the reward.
     lacks_rewards : bool
         Whether no ranking has its rewards.
     """
@@ -116,7 +117,7 @@ def _why(estimate: Estimate, uncovered: float, thresholds: Thresholds) -> str:
 
 
 def explain(reason: str, estimate: Estimate, uncovered: float, thresholds: Thresholds) -> str:
-    """One of an estimate's reasons, with its figure and what that should be."""
+    """One of an estimate's reasons, with its figure and the limit."""
     words, found = REASONS[reason], estimate.diagnostics
     if reason == "uncovered":
         uncovered = max(uncovered, missing_weight(estimate, thresholds))

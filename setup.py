@@ -140,6 +140,9 @@ def module(name: str, *sources: str) -> Extension:
 
 
 MODULES = [module("_native"), *([module("_probes", "probes.cpp")] if PROBES else [])]
+# Where the Makefile compiles beside an editable install, the install has nothing to compile.
+if os.environ.get("FASTRANK_COMPILED"):
+    MODULES = []
 
 setup(
     ext_modules=cythonize(MODULES, include_path=["ext", "src"], language_level=3),

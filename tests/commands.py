@@ -23,12 +23,17 @@ def run(*arguments: object) -> Result:
     return CliRunner(env=dict.fromkeys(OWN)).invoke(app, words, prog_name="fastrank")
 
 
+def unannounced(said: str) -> str:
+    """What a command says, but for how long it takes."""
+    return "".join(line for line in said.splitlines(True) if not ANNOUNCED.search(line))
+
+
 def refused(*arguments: object) -> str:
     """The one line that a command says when it refuses its input."""
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    said = "".join(line for line in result.stderr.splitlines(True) if not ANNOUNCED.search(line))
+    said = unannounced(result.stderr)
     assert said.startswith("fastrank"), said
     assert said.count("\n") == 1, said
     assert "Traceback" not in said

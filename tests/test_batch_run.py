@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -292,6 +293,18 @@ def test_two_at_once_are_refused(model: Path, users: Path, tmp_path: Path) -> No
                 batch.run(users, log, **asked(model))
 
     batch.run(users, log, advance=meanwhile, **asked(model))
+
+
+def test_a_lock_that_is_about_to_end_is_waited_for(
+    model: Path, users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a process that was killed while it started a worker, which holds it for a moment."""
+    log = tmp_path / "log"
+    log.mkdir()
+    held = os.open(log, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(held))
+    assert batch.run(users, log, **asked(model)).rows == N
 
 
 # Kills.

@@ -37,6 +37,8 @@ __all__ = ["MANIFEST", "begin", "begun", "held", "prepared", "read_manifest", "r
 
 MANIFEST = "_batch.json"
 _FORMAT = 1
+# Seconds. A worker that a killed process was just starting holds its lock until it has started.
+_UNLOCKED_WITHIN = 1.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Of a manifest, what a run is not another one by.
 _BESIDES = {"format", "key", "begun", "fastrank", "model", "shards", "user_column"}
@@ -294,10 +296,17 @@ def held(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output: {directory}: another process writes to it now") from None
+        until = time.monotonic() + _UNLOCKED_WITHIN
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(
+                        f"output: {directory}: another process writes to it now"
+                    ) from None
+            time.sleep(0.02)
         _remove_leftovers(directory)
         try:
             yield

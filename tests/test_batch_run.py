@@ -298,7 +298,7 @@ def test_two_at_once_are_refused(model: Path, users: Path, tmp_path: Path) -> No
 def test_a_lock_that_is_about_to_end_is_waited_for(
     model: Path, users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As that of a process that was killed while it started a worker, which holds it for a moment."""
+    """A worker that a killed process was just starting holds its lock for a moment."""
     log = tmp_path / "log"
     log.mkdir()
     held = os.open(log, os.O_RDONLY)

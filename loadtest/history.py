@@ -259,7 +259,7 @@ def _ratio(of: Mapping[str, Any], experiment: str, name: str) -> Sequence[float]
 
 def _history(records: Sequence[Record]) -> list[str]:
     """A row for each commit, the latest first."""
-    head = ["commit", "date", "noisy"]
+    head = ["commit", "date", "machine"]
     head += [
         words + ("" if limit is None else f", at most {limit:g}") for _, _, words, limit in _COLUMNS
     ]
@@ -267,7 +267,7 @@ def _history(records: Sequence[Record]) -> list[str]:
         [
             (each["commit"] or "")[:7] + "+" * each["changed"],
             each["date"][:10],
-            "noisy" if each["noisy"] else "",
+            "noisy" if each["noisy"] else "quiet",
             *(ratio_text(_ratio(each, experiment, name)) for experiment, name, _, _ in _COLUMNS),
         ]
         for each in reversed(records)

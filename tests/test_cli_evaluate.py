@@ -422,7 +422,7 @@ def test_policies_of_a_model_on_files_of_the_dataset(shop: Path, tmp_path: Path)
         ("bts_all", ["--column", "item_ids"], "item_ids is a column of the schema itself"),
         ("bts_all", [], "name at least one --policy, --column or --also"),
         ("bts_men", ["--policy", "uniform"], "expected items 0 to 33 of the campaign; got"),
-        ("bts_mine", ["--policy", "uniform"], "how many items its campaign has is not known"),
+        ("bts_mine", ["--policy", "uniform"], "the number of items of its campaign is unknown"),
         ("nothing", ["--policy", "uniform"], "nothing.csv: neither a campaign (all, men) nor"),
     ],
 )

@@ -552,7 +552,7 @@ def test_times_that_are_none_are_named() -> None:
     ("content", "why"),
     [
         ("i,p\n1,0.5\n".encode("utf-16"), "expected a CSV file in UTF-8, .*; it is text in UTF-16"),
-        ("i,p\n1,0.5\n".encode("utf-16-be"), "expected a CSV file in UTF-8, .*; it is no text"),
+        ("i,p\n1,0.5\n".encode("utf-16-be"), "expected a CSV file in UTF-8, .*; it is not text"),
         (b"PK\x03\x04\x14\x00\x00\x00", "expected a CSV file .*; it is a zip archive"),
         (
             gzip.compress(b"PAR1\x00\x00\x00\x00", mtime=0),

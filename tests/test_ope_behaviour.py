@@ -544,6 +544,6 @@ def test_a_log_of_too_many_laws_or_places_is_refused(monkeypatch: pytest.MonkeyP
     assert len(found.strata) == 200
     wide = ope.Batch.of(np.zeros((2, 1001)), np.zeros((2, 1001)), np.ones((2, 1001)))
     log = LogReader.of_tables(of_batch(wide), columns=["evaluated"])
-    with pytest.raises(ValueError, match=r"places: the longest ranking has 1,001 of them"):
+    with pytest.raises(ValueError, match=r"places: the longest ranking has 1,001 places"):
         ope.evaluate(log, asked)
     assert ope.evaluate(log, asked, places=3).places == 3

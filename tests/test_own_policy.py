@@ -633,7 +633,7 @@ class TestServer:
         assert "--apply" in text
         assert "--policy" in text
         if kind == "catalog":
-            assert "no user here says" in text
+            assert "unknown, without users" in text
             return
         rows = np.linspace(0, 19, 8).astype(int)
         exact = overlaps(

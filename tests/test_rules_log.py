@@ -935,9 +935,9 @@ def test_commands(served: Path, tmp_path: Path) -> None:
     ("[", "Expecting value"),
     ('{"caps": {}}', "there is no 'caps'"),
     ('{"cap": {"seller": 0}}', "cap"),
-    ('{"rules": {}, "param": {}}', "not 'param'"),
+    ('{"rules": {}, "param": {}}', "got 'param'"),
     ('{"rules": {}, "params": {"x": 1}}', "'x' is no parameter"),
-    ('{"cap": {"seller": 1}, "cap": {"seller": 2}}', "'cap' is there twice"),
+    ('{"cap": {"seller": 1}, "cap": {"seller": 2}}', "'cap' is given twice"),
     ("[" * 100_000, "recursion"),
     ("\udcff", "utf-8"),
 ])  # fmt: skip

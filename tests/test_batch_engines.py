@@ -233,13 +233,14 @@ def shards(folder: Path) -> list[Path]:
     for i, (a, b) in enumerate([(0, 10), (10, 11), (11, 50)]):
         found.append(folder / f"shard-{i}")
         catalog = fr.Catalog(np.arange(a, b), vectors[a:b])
-        own = {
+        own: dict[str, Any] = {
             "user_temperatures": np.random.default_rng(3).uniform(0.3, 3.0, N),
             "policy": fr.PlackettLuce(0.5),
         }
-        fr.Model(catalog, USERS, whole.user_vectors, **own).save(found[-1])  # type: ignore[arg-type]
-    asked = {"run": "night", "k": 5, "part_rows": 150, "shards": list(map(batch.Shard, found))}
-    batch.run(folder / "users", folder / "of-shards", processes=1, **asked)  # type: ignore[arg-type]
+        fr.Model(catalog, USERS, whole.user_vectors, **own).save(found[-1])
+    of_shards = [batch.Shard(path) for path in found]
+    asked: dict[str, Any] = {"run": "night", "k": 5, "part_rows": 150, "shards": of_shards}
+    batch.run(folder / "users", folder / "of-shards", processes=1, **asked)
     return found
 
 

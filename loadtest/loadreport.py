@@ -283,7 +283,7 @@ def _conditions(run: Figures) -> str:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table of Markdown, without the columns that have no figure in any row."""
-    told = [j for j, column in enumerate(zip(*rows, strict=True)) if any(column)]
+    told = [j for j in range(len(head)) if not rows or any(row[j] for row in rows)]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     lines = [[line[j] for j in told] for line in lines]
     return ["| " + " | ".join(line) + " |" for line in lines]

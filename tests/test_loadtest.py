@@ -31,7 +31,7 @@ import run as loadtest_run
 from environment import inherited
 from gates import BASE, Gates, Verdict, pooled, ratio
 from histogram import Histogram, _above, _index
-from loadreport import Run, markdown, page, summary, text
+from loadreport import Run, markdown, markdown_table, page, summary, text
 from patience import PATIENCE
 from recorder import Recorder, Series, Stage
 from targets import Ask, Container, Gateway, SageMaker
@@ -435,6 +435,11 @@ def checkout(tmp_path: Path) -> Path:
     )
     (tmp_path / "docs" / "loadtest.md").write_text("before\n" + places)
     return tmp_path
+
+
+def test_a_table_without_rows_keeps_its_head() -> None:
+    assert markdown_table(["a", "b"], [])[0] == "| a | b |"
+    assert markdown_table(["a", "b", "c"], [["1", "", "0"]])[0] == "| a | c |"
 
 
 def test_a_commit_has_one_record_and_pages_show_the_latest(checkout: Path) -> None:

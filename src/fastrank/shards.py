@@ -47,7 +47,7 @@ def shard_seed(seed: int, shard: int) -> int:
     Raises
     ------
     ValueError
-        Naming the argument and the value.
+        If an argument is invalid; the message names the argument and the value.
 
     Examples
     --------
@@ -87,11 +87,11 @@ def merge(rankings: Sequence[Ranking], k: int = 10, *, seed: int) -> Ranking:
     Raises
     ------
     ValueError
-        Naming the argument and the value: for rankings of shards that were not asked the same; for
-        a shard that did not answer, since without it the law is another one; for an id that two
-        shards have, where both rank it; and for what has no known way to be merged, which is a
-        policy other than `Deterministic`, `PlackettLuce` and `Uniform`, a rule that depends on what
-        is shown, ``on_empty="relax"``, and a later page.
+        If an argument is invalid; the message names the argument and the value. If shards were
+        not asked the same. If a shard did not answer: without it the law would be another one. If
+        two shards rank the same id. If the rankings cannot be merged: under a policy other than
+        `Deterministic`, `PlackettLuce` and `Uniform`, a rule that depends on what is shown,
+        ``on_empty="relax"``, or on a later page.
 
     Notes
     -----
@@ -142,7 +142,7 @@ def merge_batch(
     Raises
     ------
     ValueError
-        As `merge`, naming the row.
+        As in `merge`; the message names the row, too.
 
     Notes
     -----

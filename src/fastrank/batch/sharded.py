@@ -77,7 +77,7 @@ class Shard:
     Raises
     ------
     ValueError
-        Naming the argument and the value.
+        If an argument is invalid; the message names the argument and the value.
 
     Examples
     --------

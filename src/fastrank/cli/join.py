@@ -113,9 +113,9 @@ def join(
             output,
             window=window,
             as_of=as_of,
-            kind=kind,  # type: ignore[arg-type]  # click has checked this and repeats
+            kind=kind,  # type: ignore[arg-type]  # click accepts only its values
             shown=shown,
-            repeats=repeats,  # type: ignore[arg-type]
+            repeats=repeats,  # type: ignore[arg-type]  # likewise
             skew=skew,
             other_requests=other_requests,
             advance=lambda share: bar.update(task, completed=share),

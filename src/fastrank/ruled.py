@@ -30,7 +30,8 @@ __all__ = [
 # Rules that "relax" drops at each level: none; shares and sets of pins; windows; caps.
 LEVELS = 4
 FEW = 320  # up to n / FEW items are scored one by one, which costs a fifth of a pass
-_FEW_BESIDE = 2000  # sums by label cost as much as scoring n / _FEW_BESIDE items
+_FEW_BESIDE = 500  # sums by label cost as much as scoring n / _FEW_BESIDE items
+_LONGEST_WAIT = 2000  # an order waits for shares for at most n / _LONGEST_WAIT items
 _LIKELY = 0.4
 _MANY = 64  # items from which on arrays are faster than a loop
 _MOST_JOINTS = 2  # cached per rules, for lists of different lengths
@@ -109,7 +110,7 @@ class BoundRules:
         # Expected arrivals, in random order, until the shares are filled; limited to what costs no
         # more than a part of a pass.
         waited = sum(q * n_items // max(1, int(mask.sum())) for mask, q in self.shares)
-        self._waited = min(waited, n_items // _FEW_BESIDE)
+        self._waited = min(waited, n_items // _LONGEST_WAIT)
         self.pins = self._pins(rules, find)
         self.pin_sets = {
             place - 1: self._mask(rules, text) for place, text in rules.pin_where.items()

@@ -11,7 +11,8 @@ import pytest
 from support import same_ranking
 
 import fastrank as fr
-from fastrank import walk
+from fastrank import reference, walk
+from fastrank.reference import RuleMasks
 
 N = 40_000
 RNG = np.random.default_rng(0)
@@ -96,6 +97,32 @@ def test_rules_of_many_small_groups_beside_others_take_one_pass() -> None:
         assert n_scored is not None
         scored.append(n_scored)
     assert float(np.median(scored)) < 1.1 * N
+
+
+@pytest.mark.parametrize(("groups", "summed"), [(400, True), (4_000, False)])
+def test_a_pass_sums_up_groups_of_many_items_alone(groups: int, summed: bool) -> None:
+    """If five of the groups have no more than n / 500 items, scoring these costs less."""
+    catalog = fr.Catalog(
+        range(N), RNG.standard_normal((N, 4)), features={"seller": np.arange(N) % groups}
+    )
+    ruled = catalog._bind_rules(fr.Rules(cap={"seller": 2}), None, {}, catalog.features)
+    assert ruled is not None
+    assert (ruled.bound.joint(10) is not None) == summed
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.2, 0.05])
+def test_small_groups_that_hold_nearly_all_of_the_mass(temperature: float) -> None:
+    """No digits are lost where what their items leave is summed up by a pass of its own."""
+    n = 20_000
+    vectors = np.sort(RNG.standard_normal((n, 1)), axis=0)[::-1].astype(np.float32)
+    catalog = fr.Catalog(range(n), vectors, features={"seller": np.arange(n) // 8})
+    policy, rules = fr.PlackettLuce(temperature, sampler="gumbel"), fr.Rules(cap={"seller": 2})
+    masks = RuleMasks(groups={"seller": [{at // 8} for at in range(n)]}, cap={"seller": 2})
+    scores = catalog.scores(np.ones(1)).astype(np.float64)
+    for seed in range(5):
+        ranking = catalog.rank(np.ones(1), 10, policy=policy, rules=rules, seed=seed)
+        true = reference.log_propensities(scores, ranking.item_ids, policy, None, masks, 10)
+        np.testing.assert_allclose(ranking.log_propensities, true, rtol=1e-6, atol=1e-6)
 
 
 def test_a_batch_costs_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -412,7 +412,7 @@ def test_what_is_no_partial() -> None:
     with pytest.raises(ValueError, match="partials: expected at least one"):
         ope.merged([])
     with pytest.raises(ValueError, match="partials: row 1: expected a Partial, got 3"):
-        ope.merged([partial(LOG.slice(0, 9)), 3])  # type: ignore[list-item]  # which is refused
+        ope.merged([partial(LOG.slice(0, 9)), 3])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(ValueError, match="policies: expected at least one"):
         ope.partial(reader(LOG), [], places=3)
     with pytest.raises(ValueError, match=r"requests: .*-1"):

@@ -459,11 +459,11 @@ def test_batches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"batches\[0\], row 1: seed: expected shard_seed\(3, 0\)"):
         fr.merge_batch(parts, K, seeds=[1, 3])
     with pytest.raises(ValueError, match=r"batches\[0\]: expected a RankingBatch, got Ranking"):
-        fr.merge_batch([parts[0][0]], K, seeds=[1])  # type: ignore[list-item]  # which is refused
+        fr.merge_batch([parts[0][0]], K, seeds=[1])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(ValueError, match="k: must be at least 1, got 0"):
         fr.merge_batch(parts, 0, seeds=[1, 2])
     with pytest.raises(ValueError, match="seeds: expected one entry for each of 2 users, got 5"):
-        fr.merge_batch(parts, K, seeds=5)  # type: ignore[arg-type]  # which is refused
+        fr.merge_batch(parts, K, seeds=5)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize(("seed", "shard"), [(-1, 0), (2**64, 0), (0, -1), (1.5, 0), (0, True)])

@@ -14,6 +14,7 @@ from fastrank.cli.terminal import for_terminal, progress, say, standard_output
 
 if TYPE_CHECKING:  # pyarrow is slow to import: only when the command runs
     from fastrank.eventlog import JoinSummary
+    from fastrank.eventlog.join import Repeats, RewardKind
 
 __all__ = ["join"]
 
@@ -69,9 +70,9 @@ def join(
     rewards: str,
     window: str,
     as_of: str,
-    kind: str,
+    kind: RewardKind,
     shown: str | None,
-    repeats: str,
+    repeats: Repeats,
     skew: str,
     other_requests: bool,
     output: Path,
@@ -113,9 +114,9 @@ def join(
             output,
             window=window,
             as_of=as_of,
-            kind=kind,  # type: ignore[arg-type]  # click accepts only its values
+            kind=kind,
             shown=shown,
-            repeats=repeats,  # type: ignore[arg-type]  # likewise
+            repeats=repeats,
             skew=skew,
             other_requests=other_requests,
             advance=lambda share: bar.update(task, completed=share),

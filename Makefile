@@ -22,7 +22,7 @@ demo: $(VENV)/.demo $(NATIVE)
 # Neighbours in a file go to one process, which makes what they share once; who is done helps out.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test: $(VENV)/.dev $(PROBES)
+test: $(VENV)/.test $(PROBES)
 	$(PYTEST) -m "not slow" --hypothesis-profile brief
 
 # The rest: the same kinds of tests over more cases and examples, and those that take seconds each.
@@ -71,7 +71,7 @@ lint: $(VENV)/.dev $(NATIVE)
 # small catalogs and pairs of what tests multiply: sanitizers look at memory, not at laws.
 # With -O1 it is compiled in a third of the time, and runs as fast: most of it is Python.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
-asan-build: $(VENV)/.dev
+asan-build: $(VENV)/.test
 	FASTRANK_PROBES=1 FASTRANK_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build \
 	  --build-base build/asan --build-lib build/asan/lib
 
@@ -87,7 +87,7 @@ asan: asan-build
 
 # The tests of threads under ThreadSanitizer. NumPy and Python are not instrumented: what is seen is
 # our own code, with the locks of both.
-tsan-build: $(VENV)/.dev
+tsan-build: $(VENV)/.test
 	FASTRANK_PROBES=1 FASTRANK_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g" \
 	  $(BIN)/python setup.py -q build --build-base build/tsan --build-lib build/tsan/lib
 
@@ -195,13 +195,17 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 # pip and the compiler side by side: what the one fetches and unpacks the other does not need. Of 16,000
 # files of Python most are imported by nobody: Python compiles what it imports.
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q $(BUILD_TOOLS)
 	FASTRANK_PROBES=1 $(BIN)/python setup.py -q build_ext --inplace & \
 	  FASTRANK_COMPILED=1 $(BIN)/python -m pip install -q --no-compile --no-build-isolation \
-	    -e ".[dev]"; \
+	    -e ".[test]"; \
 	  installed=$$?; wait $$! && exit $$installed
-	touch $@ $(VENV)/.demo $(VENV)/.loadtest $(VENV)/.bench
+	touch $@ $(VENV)/.demo $(VENV)/.loadtest
+
+$(VENV)/.dev: $(VENV)/.test
+	FASTRANK_COMPILED=1 $(BIN)/python -m pip install -q --no-compile --no-build-isolation -e ".[dev]"
+	touch $@ $(VENV)/.bench
 
 $(VENV)/.loadtest: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e ".[gateway,loadtest]"
@@ -217,7 +221,7 @@ $(NATIVE): $(EXT) | $(VENV)/bin/python
 	$(BIN)/python setup.py -q build_ext --inplace
 
 # What only tests look into the native core by, and the core again, of the same objects.
-$(PROBES): $(EXT) | $(VENV)/.dev
+$(PROBES): $(EXT) | $(VENV)/.test
 	FASTRANK_PROBES=1 $(BIN)/python setup.py -q build_ext --inplace
 
 clean:

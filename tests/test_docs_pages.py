@@ -62,6 +62,7 @@ def test_the_page_of_the_log_has_its_columns() -> None:
     assert said == columns
 
 
+@pytest.mark.slow
 def test_the_site_keeps_options_as_they_are_typed(tmp_path: Path) -> None:
     pytest.importorskip("pydata_sphinx_theme")
     pytest.importorskip("sphinx_click")

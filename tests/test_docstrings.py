@@ -20,6 +20,9 @@ pytest.importorskip("scipy")
 from numpydoc.docscrape import get_doc_object
 from numpydoc.validate import Validator, validate
 
+# numpydoc wants Sphinx, which `make test` does without.
+pytestmark = pytest.mark.slow
+
 API = Path(__file__).resolve().parents[1] / "docs" / "reference" / "api"
 # What the site shows; an sdist has the tests, and not the site.
 MODULES = sorted(

@@ -132,7 +132,7 @@ def test_extras_name_libraries_each_with_one_range() -> None:
 
 def test_what_is_missing_is_named_with_its_range() -> None:
     def as_set(requirement: str) -> frozenset[str]:
-        name, ranges = re.fullmatch(r"([A-Za-z0-9-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
+        name, ranges = re.fullmatch(r"([A-Za-z0-9-]+(?:\[\w+\])?)(.*)", requirement).groups()  # type: ignore[union-attr]
         return frozenset([name, *ranges.split(",")])
 
     for extra in EXTRAS:

@@ -71,6 +71,7 @@ def pod(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class TestDeployment:
+    @pytest.mark.slow
     def test_it_is_of_the_form_that_kubernetes_has(self, documents: list[dict[str, Any]]) -> None:
         validator = pytest.importorskip("kubernetes_validate")
         assert [each["kind"] for each in documents] == ["Deployment", "Service"]
@@ -125,6 +126,7 @@ class TestDeployment:
         (mount,) = container["volumeMounts"]
         assert mount["mountPath"] == "/opt/ml/model"
 
+    @pytest.mark.slow
     def test_models_that_arrive_and_a_log_in_s3_have_their_place(
         self, documents: list[dict[str, Any]]
     ) -> None:

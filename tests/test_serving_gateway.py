@@ -463,6 +463,8 @@ def said(value: Any, parameters: dict[str, Any]) -> Any:
     return value["Fn::Sub"] if isinstance(value, dict) and "Fn::Sub" in value else value
 
 
+# cfn-lint and what it wants are 155 MB, which `make test` does without.
+@pytest.mark.slow
 class TestTemplate:
     def test_cfn_lint_has_nothing_to_say(self) -> None:
         api = pytest.importorskip("cfnlint.api")

@@ -53,6 +53,7 @@ def worth(model: fr.Model, policy: fr.Policy, draws: int) -> float:
     return total / draws
 
 
+@pytest.mark.slow
 def test_a_nightly_run_says_what_another_policy_would_have_earned(tmp_path: Path) -> None:
     """An estimate within 6 of its standard errors: a right one is not with a chance of 2e-9."""
     model = model_of()

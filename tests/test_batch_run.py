@@ -371,6 +371,7 @@ def test_a_kill_and_a_rerun_rank_everyone_once(
     assert not [name for name in os.listdir(log) if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_said(model: Path, users: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
 
@@ -401,6 +402,7 @@ def test_what_a_process_refuses_is_said_here(model: Path, tmp_path: Path) -> Non
             batch.run(users, tmp_path / "log", **asked(folder, processes=processes, part_rows=20))
 
 
+@pytest.mark.slow
 def test_a_policy_that_no_other_process_can_make_is_said(
     model: Path, users: Path, tmp_path: Path
 ) -> None:

@@ -600,6 +600,7 @@ class TestAnime:
         assert "7,390 items, 5,000 users, 64 dimensions" in result.stdout
         return path
 
+    @pytest.mark.slow
     def test_best_titles_are_those_of_the_factors(self, anime: Path) -> None:
         pq = pytest.importorskip("pyarrow.parquet")
         user = int(np.load(ANIME / "user_ids.npy")[0])
@@ -623,6 +624,7 @@ class TestAnime:
         for title in record["titles"]:
             assert title[:20] in result.stdout
 
+    @pytest.mark.slow
     def test_verify_passes(self, anime: Path) -> None:
         result = run("verify", anime, "--draws", 1000)
         assert result.exit_code == 0, result.output

@@ -566,6 +566,7 @@ def test_what_a_join_could_not_read_makes_its_result_malformed(shop: Path, tmp_p
     assert list(found["log"]["unreadable_files"]) == [str(tmp_path / "logs" / "b.parquet")]
 
 
+@pytest.mark.slow
 def test_rewards_that_a_join_dropped_reach_the_status(shop: Path, tmp_path: Path) -> None:
     """Clocks half a minute off: two fifths of the clicks are gone, and the rest looks sound."""
     table = pq.read_table(next((shop / "logs").glob("*.parquet"))).slice(0, 2500)

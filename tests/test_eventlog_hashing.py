@@ -30,6 +30,7 @@ def test_known_answers(text: str) -> None:
     assert text_hash(text) == KNOWN[text]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=30), st.text(min_size=100, max_size=300)), max_size=40))
 def test_a_column_hashes_like_its_texts(texts: list[str]) -> None:

@@ -1455,6 +1455,7 @@ def test_any_rows_at_all(changes: list[dict[str, Any]], batch_rows: int) -> None
     assert given_rows + reader.report.rows_set_aside == len(rows) == reader.report.rows_read
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_batch(tmp_path: Path) -> None:
     """Arrow's peak for a file six times as long is the same; it was 3.8 times with read-ahead."""
     n = 20_000

@@ -1229,6 +1229,7 @@ class TestKilled:
             assert sum(map(len, LogReader(directory))) == 20_000
         assert cut_short > 0  # or the test would show nothing
 
+    @pytest.mark.slow
     def test_what_is_lost_is_bounded_by_the_flush_interval(self, tmp_path: Path) -> None:
         code = """
         log = LogWriter(sys.argv[1], flush_rows=10**6, flush_seconds=0.05)
@@ -1251,6 +1252,7 @@ class TestKilled:
         # 50 ms, and generous time for a busy machine to get the thread going.
         assert int(told[-1]) - last < 1_500_000
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         ("ending", "code"), [("pass", 0), ("sys.exit(3)", 3), ("raise KeyError", 1)]
     )
@@ -1454,6 +1456,7 @@ class TestFork:
         assert reader.report.set_aside == {}
         assert reader.report.rows_lost == {}
 
+    @pytest.mark.slow
     def test_a_fork_waits_for_the_flush_that_is_under_way(self, tmp_path: Path) -> None:
         """What the flush holds in Arrow and in imports, a child would never get."""
         code = """

@@ -254,6 +254,7 @@ def test_what_a_cap_strikes_out_is_what_rules_do_not_draw() -> None:
     assert (((counts[0] - counts[1]) ** 2)[large] / both[large]).sum() < 120
 
 
+@pytest.mark.slow
 def test_propensities_without_the_cap_make_estimates_wrong() -> None:
     result = found("rules")
     struck, both, again, _ = result.shops

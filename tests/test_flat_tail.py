@@ -260,6 +260,7 @@ def gives_the_tail_a_share(
     return shown
 
 
+@pytest.mark.sampled
 @pytest.mark.law
 @pytest.mark.parametrize(
     ("sampler", "scores"),

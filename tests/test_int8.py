@@ -879,6 +879,7 @@ def test_users_of_a_batch_whose_floats_are_needed_while_codes_are_shared(
         assert whole(row) == whole(catalog.rank(query, k, policy=policy, seed=seed))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["gaussian", "mixed scales", "spikes", "equal", "outlier"])
 def test_a_batch_is_its_rows_and_threads_do_not_show(chunk_panels: int, name: str) -> None:
     """Users with and without codes side by side: filters that leave few, other policies."""

@@ -27,6 +27,7 @@ QUERY = np.ones(1, np.float32)
 BEST = LAST[[3, 5, 4, 1, 2, 0]].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 def test_deterministic_finds_them_in_order(isa: str, catalog: fr.Catalog) -> None:
     ranking = catalog.rank(QUERY, 8, policy=fr.Deterministic())

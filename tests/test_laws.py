@@ -226,6 +226,7 @@ def test_exploring_reaches_the_whole_catalog(isa: str, policy: fr.Policy) -> Non
         assert_first_position_law(orders[:, place], eligible / eligible.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.large
 @pytest.mark.parametrize("sampler", SLOW_SEQUENTIAL)

@@ -705,6 +705,7 @@ def test_every_inference_type_is_a_task() -> None:
     assert set(tasks) == {*INFERENCE_TYPES, "ping"}
 
 
+@pytest.mark.slow
 def test_a_closed_loop_asks_for_each_type_alike(tmp_path: Path) -> None:
     with answering(lambda _, kind: ranking(kind)) as server:
         code, run, said = locust(
@@ -766,6 +767,7 @@ def test_errors_are_counted_and_fail_the_run(tmp_path: Path) -> None:
     assert not series[GUMBEL].failed
 
 
+@pytest.mark.slow
 def test_only_an_open_loop_sees_how_long_a_server_hung(tmp_path: Path) -> None:
     """It hangs once for a second. One request of a closed loop meets that, and p90 does not.
 
@@ -803,6 +805,7 @@ def test_only_an_open_loop_sees_how_long_a_server_hung(tmp_path: Path) -> None:
     assert not found["open"].failed
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     """Asked by a load generator of its own, whose counts its master adds up."""
     results = tmp_path / "results.json"
@@ -851,6 +854,7 @@ def fetched(url: str, data: dict[str, object] | None = None) -> str:
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_from_locusts_page(tmp_path: Path) -> None:
     """Its forms hand on text, and nothing at all for what was left empty."""
     own, results = f"http://127.0.0.1:{free_port()}", tmp_path / "results.json"

@@ -193,6 +193,7 @@ def test_a_batch_of_64_reserves_little_and_needs_less(storage: str, k: int) -> N
     assert peak["native"] <= (8 if k < 1_000 else 24) * MEBIBYTE
 
 
+@pytest.mark.slow
 def test_a_batch_without_memory_is_refused_or_right() -> None:
     """Wherever a limit strikes. One thread: glibc aborts where it cannot set up another."""
     found = measured(BATCH + SHORT, "int8", "100")

@@ -62,6 +62,7 @@ def test_items_equal_their_source(campaign: obd.Campaign) -> None:
     )
 
 
+@pytest.mark.slow
 @needs_source
 def test_builder_makes_the_bundled_file_again(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")

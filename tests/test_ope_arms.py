@@ -359,6 +359,7 @@ def test_a_deterministic_arm_tells_nothing_of_others() -> None:
     assert new.rows == 2000
 
 
+@pytest.mark.slow
 def test_propensities_that_are_not_true_are_caught() -> None:
     """Explore logs propensities of another law, which its own mean cannot show."""
     lies = LAWS | {"explore": np.array([0.32, 0.3, 0.38])}
@@ -555,6 +556,7 @@ def test_arms_policies_are_what_their_rows_say(
     assert "audit_failed" not in found.crossed[0].estimated.reasons
 
 
+@pytest.mark.slow
 def test_what_no_mixture_is_known_of(
     tmp_path: Path, served: Path, world: simulate.World, model: fr.Model
 ) -> None:

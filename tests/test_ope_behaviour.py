@@ -271,6 +271,7 @@ def test_doubt_comes_before_contradiction() -> None:
     assert all(lead == "snips" for kinds, lead in found if "cascade" in kinds)
 
 
+@pytest.mark.slow
 def test_a_right_assumption_is_seldom_doubted() -> None:
     """2 errors: .046 of the logs. Of 200 binomial draws: a mean of 9, sd 3; 5 sd more are 24.
 

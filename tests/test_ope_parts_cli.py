@@ -74,6 +74,7 @@ def both(*arguments: object, processes: int = 2) -> tuple[str, str]:
     return plain.stdout, by_parts.stdout
 
 
+@pytest.mark.slow
 def test_processes_print_the_same(shop: Path) -> None:
     plain, by_parts = both(shop / "log", "--model", shop / "model", *POLICIES)
     assert by_parts == plain

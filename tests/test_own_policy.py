@@ -201,6 +201,7 @@ class TestChoosing:
         auto = plain(policy=fr.PlackettLuce(9.0, sampler="auto"))
         assert plan.choose(auto, k=5).policy.inference_type == "stochastic_plackett_luce_auto"
 
+    @pytest.mark.slow
     def test_the_same_for_any_number_of_threads(self) -> None:
         rng = np.random.default_rng(2)
         model = fr.Model(plain().catalog, range(300), rng.standard_normal((300, 8)))

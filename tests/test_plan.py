@@ -414,6 +414,7 @@ class TestEdges:
             json.dumps(solution.to_dict(), allow_nan=False)
             assert solution.reachable == (abs(solution.value - 0.9) < 1e-2)
 
+    @pytest.mark.slow
     def test_same_seed_same_plan(self) -> None:
         first, again, other = (medium_plan(users=20, seed=seed) for seed in (1, 1, 2))
         assert first == again

@@ -120,6 +120,7 @@ class TestChoosing:
         assert again.to_dict() == once.to_dict()
         assert again.of(model).version == once.of(model).version
 
+    @pytest.mark.sampled
     @pytest.mark.parametrize(
         "filters",
         [{"exclude": []}, {"exclude": [-1, 7_000]}, {"allow": range(ITEMS)}, {"allow": range(999)}],
@@ -205,6 +206,7 @@ class TestAgainstACatalogOfTheRest:
         assert own.temperatures.tolist() == right.temperatures.tolist()
         assert own.reached.all()
 
+    @pytest.mark.slow
     def test_plans_agree(self) -> None:
         options: dict[str, Any] = {
             **{"k": K, "draws": 200, "temperatures": [0.4, 2.0], "overlaps": [0.7]},

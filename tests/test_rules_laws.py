@@ -765,6 +765,7 @@ _MISTAKES: list[tuple[Any, str, int]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("mistake", "name", "count"), _MISTAKES, ids=lambda value: getattr(value, "__name__", value)
 )

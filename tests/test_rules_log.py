@@ -707,6 +707,7 @@ def test_places_that_nobody_saw_are_not_uncovered(tmp_path: Path) -> None:
     assert policy.uncovered == 0.0
 
 
+@pytest.mark.slow
 def test_what_clipping_cuts_off_is_not_uncovered(tmp_path: Path) -> None:
     catalog = small_catalog()
     logged, asked = fr.Rules(cap={"new": 2}), fr.Rules(pin={2: 6, 3: 4})
@@ -782,6 +783,7 @@ def test_a_next_page_is_evaluated_given_the_one_before(tmp_path: Path) -> None:
     assert lost.set_aside == {"after_of_another_catalog": lost.rows}  # item 0 is of some seller
 
 
+@pytest.mark.slow
 def test_marginals_under_rules_are_refused_by_name(tmp_path: Path) -> None:
     catalog = small_catalog()
     names = {"iips": "marginals of places", "pi": "slate weights"}

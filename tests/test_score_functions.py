@@ -641,6 +641,7 @@ def scored(run: subprocess.CompletedProcess[str]) -> tuple[list[float], bool]:
     return [float(x) for x in scores.strip("[]").split(",")], with_numba == "True"
 
 
+@pytest.mark.slow
 def test_the_next_process_needs_no_numba(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first, with_numba = scored(in_a_fresh_process(tmp_path, cache))

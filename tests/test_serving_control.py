@@ -342,6 +342,7 @@ def test_all_workers_follow_it(model: Path, file: Path) -> None:
             assert (status, answer["revision"]) == (200, "off")
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_read_it_takes_what_the_others_had(model: Path, file: Path) -> None:
     """Those that it replaces, too: here none of them is left."""
     write(file, {"revision": 1, "arms": {"explore": 1.0}})

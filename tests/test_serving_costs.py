@@ -72,6 +72,7 @@ async def least(work: Callable[[], Awaitable[Any]]) -> float:
     return min(costs)
 
 
+@pytest.mark.slow
 def test_what_grows_faster_is_found() -> None:
     """As the search for a repeated name among n did."""
 

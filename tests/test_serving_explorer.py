@@ -451,6 +451,7 @@ def test_every_control_is_reached_and_named(visit: Visit, server: Server) -> Non
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_a_head_is_shown_and_kept_in_the_address(visit: Visit, server: Server) -> None:
     visit.open(server, user="bob-3", seed=5)
     visit.page.fill("#head", "2")
@@ -470,6 +471,7 @@ def test_a_head_is_shown_and_kept_in_the_address(visit: Visit, server: Server) -
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_a_score_and_its_parameters_are_sent_and_kept_in_the_address(
     visit: Visit, server: Server
 ) -> None:
@@ -527,6 +529,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, fr.
         yield found, made
 
 
+@pytest.mark.slow
 def test_rules_are_chosen_and_what_they_pin_is_marked(
     visit: Visit, shop: tuple[Server, fr.Model]
 ) -> None:
@@ -576,11 +579,13 @@ def test_rules_are_chosen_and_what_they_pin_is_marked(
     assert all("422" in said for said in visit.complaints), visit.complaints
 
 
+@pytest.mark.slow
 def test_a_server_without_rules_has_none_to_choose(visit: Visit, server: Server) -> None:
     visit.open(server, user="bob-3", seed=5)
     assert not visit.page.locator("#rules-control").is_visible()
 
 
+@pytest.mark.slow
 def test_the_slider_changes_the_temperature_that_is_sent(visit: Visit, server: Server) -> None:
     visit.open(server, user="bob-3", seed=5)
     before = len(visit.asked)
@@ -608,6 +613,7 @@ def test_the_slider_changes_the_temperature_that_is_sent(visit: Visit, server: S
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_drawing_again_takes_another_seed_and_the_address_leads_back(
     visit: Visit, server: Server
 ) -> None:
@@ -684,6 +690,7 @@ def test_errors_of_the_server_are_shown_in_words(visit: Visit, server: Server) -
     assert len(visit.asked) == asked  # or the server would choose one, and the draw would count
 
 
+@pytest.mark.slow
 def test_a_server_that_went_away_is_told_of(visit: Visit, directory: Path) -> None:
     with served(Settings(model=directory, threads=1)) as server:
         visit.open(server, user="bob-3")
@@ -692,6 +699,7 @@ def test_a_server_that_went_away_is_told_of(visit: Visit, directory: Path) -> No
     assert visit.page.locator("#alert").inner_text() == "The server cannot be reached."
 
 
+@pytest.mark.slow
 def test_the_page_waits_for_a_model_that_is_being_loaded(visit: Visit, server: Server) -> None:
     told = []
 
@@ -713,6 +721,7 @@ def test_the_page_waits_for_a_model_that_is_being_loaded(visit: Visit, server: S
     assert len(told) == 2
 
 
+@pytest.mark.slow
 def test_a_fallback_is_named(visit: Visit, directory: Path) -> None:
     with served(Settings(model=directory, threads=1, fallback=fr.Uniform())) as server:
         visit.open(server, user="nobody")
@@ -721,6 +730,7 @@ def test_a_fallback_is_named(visit: Visit, directory: Path) -> None:
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_of_many_changes_the_last_is_shown(visit: Visit, server: Server) -> None:
     visit.open(server, user="bob-3")
     visit.page.focus("#temperature-slider")
@@ -738,6 +748,7 @@ def test_of_many_changes_the_last_is_shown(visit: Visit, server: Server) -> None
     assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_what_is_explored_is_left_out_of_evaluations(
     visit: Visit, directory: Path, tmp_path: Path
 ) -> None:
@@ -761,6 +772,7 @@ def test_what_is_explored_is_left_out_of_evaluations(
     assert sorted(sources) == [False] * 5 + [True] * explored
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("width", [320, 700, 1280, 1900])
 def test_nothing_is_wider_than_the_window(visit: Visit, server: Server, width: int) -> None:
     visit.page.set_viewport_size({"width": width, "height": 800})
@@ -768,6 +780,7 @@ def test_nothing_is_wider_than_the_window(visit: Visit, server: Server, width: i
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_the_picture(visit: Visit, tmp_path: Path) -> None:
     """FASTRANK_PICTURE=docs/images/explorer.png makes the one that the README shows."""
     model(hostile=False).save(tmp_path / "model")
@@ -801,6 +814,7 @@ def test_what_clients_may_not_choose_is_not_there(visit: Visit, directory: Path)
     assert visit.complaints == []
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", ["seed", "inference_type"])
 def test_a_page_that_may_not_choose_what_it_needs_asks_for_nothing(
     visit: Visit, directory: Path, name: str

@@ -217,6 +217,7 @@ def test_a_server_without_its_models_function_does_not_start(
     assert f"its score is the function '{fresh.path}'" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_takes_functions_of_the_current_directory(tmp_path: Path) -> None:
     make_model(tmp_path / "model", n=N, features=columns())
     (tmp_path / "shop.py").write_text(

@@ -233,6 +233,7 @@ def test_boto3_asks_it_as_an_endpoint(server: Process) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_what_is_not_done_when_the_time_is_up_is_told_so(model: Path) -> None:
     with Process(model, "--drain-timeout", "1") as server:
         client = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
@@ -367,6 +368,7 @@ def workers_of(server: Process) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_metrics_are_of_all_workers(model: Path, tmp_path: Path) -> None:
     with Process(model, "--workers", "2", "--log", str(tmp_path)) as server:
         for i in range(40):
@@ -489,6 +491,7 @@ def test_workers_that_end_again_and_again_are_given_up(
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_end_is_killed(model: Path) -> None:
     """By SIGTERM alone a stopped one would end when it is let go on, and its parent not before."""
     code = (
@@ -527,6 +530,7 @@ def fill_disk(server: Process, size: int | None) -> None:
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (soft, most))
 
 
+@pytest.mark.slow
 def test_the_disk_of_the_log_is_full_for_a_while(model: Path, tmp_path: Path) -> None:
     """Requests are answered meanwhile, and their rows wait: nothing is lost."""
     with Process(model, "--log", str(tmp_path)) as server:
@@ -584,6 +588,7 @@ def metric(server: Process, name: str) -> float:
     return float(found)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-le", b"nonsense\r\n\r\n"]
 )
@@ -613,6 +618,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 def test_slow_clients_are_sent_away(hasty: Process) -> None:
     """A client that sends too slowly is; one that has nothing to ask at the moment is not."""
     patient = hasty.connection()
@@ -646,6 +652,7 @@ def test_slow_clients_are_sent_away(hasty: Process) -> None:
     patient.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("sent", "more"),
     [
@@ -674,6 +681,7 @@ def test_who_was_answered_and_dawdles_is_sent_away(
     client.close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("at", [None, 40, 75, 90, 95])
 def test_an_upgrade_is_not_taken(server: Process, at: int | None) -> None:
     """Java's client asks for h2c each time, and its body is a body; a split name ends it well."""
@@ -718,6 +726,7 @@ def test_pipelined_requests_are_answered_before_a_head_that_is_late(server: Proc
     client.close()
 
 
+@pytest.mark.slow
 def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -> None:
     """Beside a connection that says nothing, which is waited for."""
     with Process(model) as server:
@@ -742,6 +751,7 @@ def test_who_comes_while_a_server_ends_is_refused_and_not_dropped(model: Path) -
     assert dropped <= 1  # taken by the kernel between the last look and the socket's end
 
 
+@pytest.mark.slow
 def test_a_pass_that_nobody_waits_for_does_not_keep_the_process(tmp_path: Path) -> None:
     make_model(tmp_path / "m", n=1_000_000, dim=8, users=20)
     admin = tmp_path / "admin.sock"
@@ -825,6 +835,7 @@ def test_many_clients_and_few_files(model: Path, tmp_path: Path) -> None:
     assert "Too many open files" not in said
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("files", [30, 64])
 def test_who_is_idle_makes_room(model: Path, files: int) -> None:
     """However few files there are, some are served."""
@@ -1022,6 +1033,7 @@ def test_a_client_that_sends_all_of_a_large_body_may_go_on(server: Process) -> N
     assert found.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_ends_at_once(model: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

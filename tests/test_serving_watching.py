@@ -528,6 +528,7 @@ def s3() -> Iterator[dict[str, str]]:
         yield environ
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("s3")
 def test_versions_in_s3(tmp_path: Path, made: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = f"s3://{BUCKET}/models"

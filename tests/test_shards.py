@@ -93,6 +93,7 @@ POLICIES = {
 # The law
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("filters", FILTERS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_merged_rankings_follow_the_law_of_the_whole(policy: str, filters: str) -> None:

@@ -174,6 +174,7 @@ def test_without_policies_that_take_them() -> None:
 # Wrong
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gumbel_alone")
 def test_a_walk_that_forgets_what_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     """An item that a window kept back never comes again."""
@@ -182,6 +183,7 @@ def test_a_walk_that_forgets_what_waited(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"places", "rankings"} & failed_names(verdict)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gumbel_alone")
 def test_lists_drawn_again_until_they_obey() -> None:
     """With propensities that would be right for lists drawn by rules."""

@@ -105,6 +105,7 @@ SOURCES = [
     "table.cpp",
 ]
 HEADERS = [
+    "arena.h",
     "chunks.h",
     "codes-inl.h",
     "elementary.h",

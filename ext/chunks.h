@@ -15,6 +15,7 @@
 #include <numeric>
 #include <thread>
 
+#include "arena.h"
 #include "sampling.h"
 
 namespace fastrank {
@@ -103,7 +104,9 @@ struct ChunkLaw {
 
 // What one user's policy does with the panels. A chunk is begin, its walks in order, end; a run of
 // panels may come in any number of consecutive pieces. Nothing here throws, or allocates beyond the
-// room that `out` has.
+// room that `out` has, but std::bad_alloc where an arena has no room for what is noted.
+constexpr int kRowsAhead = 32;
+
 class Pass {
  public:
   explicit Pass(Order its_order) : order(its_order) {}
@@ -111,12 +114,17 @@ class Pass {
   virtual void begin(int64_t chunk, const Outlook*, Partial* out) = 0;
   virtual void walk(Scan scan) = 0;
   virtual void end() = 0;
+  // Over codes: float32 rows that are going to be scored whatever comes, at most kRowsAhead, which
+  // are worth fetching; and scores them, before the next walk.
+  virtual int rows_ahead(const float**) { return 0; }
+  virtual void score_ahead() {}
 
   const Order order;
 };
 
-// Both are borrowed.
-std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&, const ChunkLaw&);
+// All are borrowed.
+std::unique_ptr<Pass> make_pass(const Kernels&, const Source&, const Policy&, const ChunkLaw&,
+                                Arena*);
 
 // ---- Threads --------------------------------------------------------------------------------
 
@@ -203,13 +211,20 @@ class SharedPass {
         interrupt_(interrupt),
         slots_(threads == 1 ? 1 : 2 * threads),
         done_(size_t(slots_), 0),
+        arenas_(size_t(threads)),
         seats_(size_t(threads)) {
+    size_t noted = 0;
+    for (const Member& member : members)
+      if (notes(member)) noted += sizeof(Noted) * size_t(law.noted_room(*member.source));
+    // What a pass notes of a chunk, and about as much that stays.
+    if (noted > 0)
+      for (Arena& arena : arenas_) arena.reserve(2 * noted);
     for (const Member& member : members) {
-      for (auto& worker : seats_) worker.emplace_back(kernels, member, law);
+      for (size_t i = 0; i < seats_.size(); ++i)
+        seats_[i].emplace_back(kernels, member, law, &arenas_[i]);
       const Order order = seats_[0].back().pass->order;
       results_.emplace_back(member.capacity, order, slots_);
-      if (member.source->codes && member.policy->kind == kGumbel)
-        results_.back().make_room(law.noted_room(*member.source));
+      if (notes(member)) results_.back().make_room(law.chunks());
       if (member.source->labels) results_.back().make_room(*member.source);
     }
   }
@@ -224,15 +239,12 @@ class SharedPass {
       const int64_t before = std::max(ChunkLaw::group_of(c), c - slots_ + 1);
       wait_until(interrupt_, [&] { return merged_.load(std::memory_order_acquire) >= before; });
       if (interrupt_->stopped()) return;
-      for (size_t i = 0; i < seats.size(); ++i) {
-        Result& result = results_[i];
-        Partial* part = result.part(c);
-        part->clear();
-        seats[i].pass->begin(c, result.has_outlook ? &result.outlook : nullptr, part);
+      try {
+        pass_over(c, seats);
+      } catch (const std::bad_alloc&) {  // the others must not wait for this chunk
+        out_of_memory_ = true;
       }
-      law_.walks(c, [&](const Scan& walk) { walk_together(seats, walk); });
       if (interrupt_->stopped()) return;
-      for (Seat& seat : seats) seat.pass->end();
       merge(c);
     }
   }
@@ -248,8 +260,8 @@ class SharedPass {
  private:
   // A user as one worker sees it. It must stay where it is: the pass refers to the source.
   struct Seat {
-    Seat(const Kernels& kernels, const Member& member, const ChunkLaw& law)
-        : source(*member.source), pass(make_pass(kernels, source, *member.policy, law)) {}
+    Seat(const Kernels& kernels, const Member& member, const ChunkLaw& law, Arena* arena)
+        : source(*member.source), pass(make_pass(kernels, source, *member.policy, law, arena)) {}
     Seat(const Seat&) = delete;
 
     Source source;  // with the worker's own tile
@@ -262,10 +274,10 @@ class SharedPass {
       for (int64_t i = 0; i < slots; ++i) parts.emplace_back(capacity, order);
     }
 
-    // For what a pass writes down about a chunk; it must not allocate.
-    void make_room(int64_t noted) {
-      total.noted.reserve(size_t(noted));
-      for (Partial& part : parts) part.noted.reserve(size_t(noted));
+    // For what passes note, chunk by chunk.
+    void make_room(int64_t chunks) {
+      total.noted.reserve(size_t(chunks));
+      for (Partial& part : parts) part.noted.reserve(1);
     }
 
     // For masses by label.
@@ -282,6 +294,22 @@ class SharedPass {
     Outlook outlook = {};
     bool has_outlook = false;
   };
+
+  void pass_over(int64_t c, std::deque<Seat>& seats) {
+    for (size_t i = 0; i < seats.size(); ++i) {
+      Result& result = results_[i];
+      Partial* part = result.part(c);
+      part->clear();
+      seats[i].pass->begin(c, result.has_outlook ? &result.outlook : nullptr, part);
+    }
+    law_.walks(c, [&](const Scan& walk) { walk_together(seats, walk); });
+    if (interrupt_->stopped()) return;
+    for (Seat& seat : seats) seat.pass->end();
+  }
+
+  static bool notes(const Member& member) {
+    return member.source->codes && member.policy->kind == kGumbel;
+  }
 
   // Takes each user's pass along a walk. Two or more users go tile by tile: they score the panels
   // together, while these are in registers, then each goes over its own scores.
@@ -310,6 +338,7 @@ class SharedPass {
             ? kTilePanels
             : std::clamp<int64_t>(cached_lines / panel_lines / 8 * 8, 8, kTilePanels);
     const int64_t groups = (int64_t(seats.size()) - 1) / kernels_.tile_users + 1;
+    RowsAhead behind;
     for (int64_t done = 0; done < walk.count; done += panels) {
       if (interrupt_->stop(panels * int64_t(seats.size()))) return;
       Scan piece = walk;
@@ -318,9 +347,9 @@ class SharedPass {
       const int64_t next = piece.first + piece.count;
       const int64_t lines =
           seats.size() == 1 ? 0 : std::min(panels, any.n_panels - next) * panel_lines;
-      const uint8_t* ahead =
+      const uint8_t* run =
           any.codes ? any.codes : reinterpret_cast<const uint8_t*>(any.panels);
-      if (lines > 0) ahead += next * panel_lines * 64;
+      if (lines > 0) run += next * panel_lines * 64;
       Group group;
       for (Seat& seat : seats) {
         const bool alone = seat.source.vectors && !seat.source.codes;
@@ -331,17 +360,18 @@ class SharedPass {
         if (alone) {
           Group own;
           own.seats[own.size++] = &seat;
-          walk_tile(own, piece, nullptr, 0);
+          walk_tile(own, piece, nullptr, 0, nullptr);
           continue;
         }
         group.seats[group.size++] = &seat;
         if (group.size < kernels_.tile_users && &seat != &seats.back()) continue;
-        walk_tile(group, piece, ahead, lines / groups);
-        if (lines > 0) ahead += lines / groups * 64;
+        walk_tile(group, piece, run, lines / groups, &behind);
+        if (lines > 0) run += lines / groups * 64;
         group.size = 0;
       }
-      walk_tile(group, piece, ahead, 0);
+      walk_tile(group, piece, run, 0, &behind);
     }
+    behind.score();
   }
 
   // Users whose sums fit the registers together.
@@ -350,15 +380,44 @@ class SharedPass {
     int size = 0;
   };
 
+  // The rows that a group of users has found to be scored: they are fetched while the next group's
+  // codes are summed, which is all arithmetic.
+  struct RowsAhead {
+    Group group;
+    const float* rows[kMaxTileUsers * kRowsAhead];
+    int count = 0;
+
+    void find(const Group& of) {
+      group = of;
+      count = 0;
+      for (int i = 0; i < group.size; ++i)
+        count += group.seats[i]->pass->rows_ahead(rows + count);
+    }
+
+    void score() {
+      for (int i = 0; i < group.size; ++i) group.seats[i]->pass->score_ahead();
+      group.size = count = 0;
+    }
+  };
+
   // Source -> tile -> (function) -> pass. A single user fills no tile, unless a function needs one:
   // panels go to the pass one by one.
-  void walk_tile(const Group& group, const Scan& piece, const void* ahead, int64_t lines) {
+  void walk_tile(const Group& group, const Scan& piece, const void* run, int64_t lines,
+                 RowsAhead* behind) {
     alignas(64) float dots[kMaxTileUsers * kTilePanels * kLanes];
     const Source* sources[kMaxTileUsers];
     for (int i = 0; i < group.size; ++i) sources[i] = &group.seats[i]->source;
     const bool filled = group.size > 1 || (group.size == 1 && wants_tile(*sources[0]));
-    if (filled)
-      kernels_.score_tile(sources, group.size, piece.first, piece.count, ahead, lines, dots);
+    if (filled) {
+      Ahead ahead = {run, lines, nullptr, 0, 0};
+      if (behind) {
+        ahead.rows = behind->rows;
+        ahead.n_rows = behind->count;
+        ahead.row_lines = (sources[0]->dim + 15) / 16;
+      }
+      kernels_.score_tile(sources, group.size, piece.first, piece.count, ahead, dots);
+      if (behind) behind->score();
+    }
     for (int i = 0; i < group.size; ++i) {
       Seat& seat = *group.seats[i];
       float* const own = dots + i * piece.count * kLanes;
@@ -368,6 +427,7 @@ class SharedPass {
       seat.pass->walk(piece);
       seat.source.tile = {};
     }
+    if (filled && behind) behind->find(group);
   }
 
   // Whether scoring a whole tile for this user costs less than looking at its panels one by one.
@@ -409,11 +469,12 @@ class SharedPass {
   Interrupt* const interrupt_;
   const int64_t slots_;                  // how far chunks may run ahead of the merged ones
   std::vector<char> done_;               // by slot: a chunk is there, to be merged
-  std::vector<std::deque<Seat>> seats_;  // of each worker
+  std::vector<Arena> arenas_;            // of each worker
+  std::vector<std::deque<Seat>> seats_;  // likewise
   std::deque<Result> results_;           // of each user
   std::atomic<int64_t> next_{0}, merged_{0};
   std::atomic_flag merging_ = ATOMIC_FLAG_INIT;
-  bool out_of_memory_ = false;  // in a merge
+  std::atomic<bool> out_of_memory_{false};  // in a chunk or a merge
 };
 
 }  // namespace fastrank

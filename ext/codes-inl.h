@@ -119,22 +119,28 @@ inline void code_sums(const Source* const* sources, int64_t panel, float* sums, 
 
 template <int users>
 __attribute__((noinline)) void sum_users(const Source* const* sources, int64_t first,
-                                         int64_t count, const void* ahead, int64_t lines,
-                                         float* sums) {
-  int64_t line = 0;
+                                         int64_t count, const Ahead& ahead, float* sums) {
+  const int64_t row_lines = ahead.n_rows * ahead.row_lines;
+  int64_t line = 0, row_line = 0, row = 0, line_of_row = 0;
   for (int64_t panel = 0; panel < count; ++panel) {
-    for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
-      fetch_line(ahead, line);
+    for (const int64_t end = ahead.run_lines * (panel + 1) / count; line < end; ++line)
+      fetch_line(ahead.run, line);
+    for (const int64_t end = row_lines * (panel + 1) / count; row_line < end; ++row_line) {
+      fetch_line(ahead.rows[row], line_of_row);
+      if (++line_of_row < ahead.row_lines) continue;
+      line_of_row = 0;
+      ++row;
+    }
     code_sums<users>(sources, first + panel, sums + panel * kLanes, count * kLanes);
   }
 }
 
 void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count,
-              const void* ahead, int64_t lines, float* sums) {
-  if (users == 1) return sum_users<1>(sources, first, count, ahead, lines, sums);
-  if (users == 2) return sum_users<2>(sources, first, count, ahead, lines, sums);
-  if (users == 3) return sum_users<3>(sources, first, count, ahead, lines, sums);
-  sum_users<kTileUsers>(sources, first, count, ahead, lines, sums);
+              const Ahead& ahead, float* sums) {
+  if (users == 1) return sum_users<1>(sources, first, count, ahead, sums);
+  if (users == 2) return sum_users<2>(sources, first, count, ahead, sums);
+  if (users == 3) return sum_users<3>(sources, first, count, ahead, sums);
+  sum_users<kTileUsers>(sources, first, count, ahead, sums);
 }
 
 // ---- Registers -------------------------------------------------------------------------------
@@ -320,6 +326,19 @@ struct Group {
 inline void take_group(const Source& source, Scan* walk, Group* group) {
   int64_t end = walk->visit / kGroup * kGroup + kGroup;
   if (end > walk->count) end = walk->count;
+  if (source.tile.dots && !source.eligible) {  // a run, as tiles are
+    const int64_t first = walk->first + walk->offset;
+    const float* const sums = source.tile.dots + (first - source.tile.first) * kLanes;
+    group->count = int(end - walk->visit);
+    for (int i = 0; i < group->count; ++i) {
+      group->panels[i] = first + i;
+      group->lanes[i] = lanes_of(source, first + i);
+      group->sums[i] = sums + i * kLanes;
+    }
+    walk->visit = end;
+    walk->offset = end == walk->count ? 0 : walk->offset + group->count;
+    return;
+  }
   int visits = 0;
   group->count = 0;
   int64_t first = 0;
@@ -340,9 +359,9 @@ inline void take_group(const Source& source, Scan* walk, Group* group) {
     return;
   }
   const bool run = group->count == visits && walk->step == 1 && walk->stride == 1;
-  if (run) sum_users<1>(&self, first, visits, nullptr, 0, group->own);
+  if (run) sum_users<1>(&self, first, visits, {}, group->own);
   for (int i = 0; i < group->count; ++i) {
-    if (!run) sum_users<1>(&self, group->panels[i], 1, nullptr, 0, group->own + i * kLanes);
+    if (!run) sum_users<1>(&self, group->panels[i], 1, {}, group->own + i * kLanes);
     group->sums[i] = group->own + i * kLanes;
   }
 }
@@ -367,7 +386,8 @@ inline void note(const Source& source, const Lanes& estimates, const Lanes& heav
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
     const int64_t position = panel * kLanes + lane;
-    scan->noted[scan->n_noted++] = {position, e[lane], h[lane], source.scales[position]};
+    scan->noted[scan->n_noted++] = {position, e[lane], h[lane], source.scales[position],
+                                    __builtin_nanf("")};
   }
 }
 
@@ -382,38 +402,47 @@ inline Lanes heaviness_of(const Source& source, const CodeScan& scan, const Lane
   return plus(uppers, scales, scan.noting - source.quantised.certain);
 }
 
-// One panel of a scan: notes what is heavy and adds all to the totals, what was noted to `noted`,
-// too. Returns the noted lanes.
+// What one panel of a scan brings: it goes to the totals. Which lanes are heavy is known at once, what
+// is made of them waits until the group is passed: branches that cannot be predicted would hold up
+// the panels that follow.
+struct Panel {
+  Lanes estimates, heaviness, weights;
+  uint32_t heavy;
+};
+
 template <bool linear>
-inline uint32_t add_panel(const Source& source, const Bounds& bounds, const Group& group, int i,
-                          CodeScan* scan, Totals* totals, Totals* noted) {
-  const int64_t panel = group.panels[i];
+inline void add_panel(const Source& source, const Bounds& bounds, const CodeScan& scan,
+                      const Group& group, int i, Totals* totals, Panel* panel) {
   const uint32_t lanes = group.lanes[i];
-  const Lanes scales = load_lanes(source.scales + panel * kLanes);
-  const Lanes estimates = estimates_of(source, panel, group.sums[i], scales);
+  const Lanes scales = load_lanes(source.scales + group.panels[i] * kLanes);
+  const Lanes estimates = estimates_of(source, group.panels[i], group.sums[i], scales);
   Lanes heaviness;
   if (linear) {
-    heaviness = plus(estimates, scales, scan->noting);
+    heaviness = plus(estimates, scales, scan.noting);
     for (int r = 0; r < kRegs; ++r)
       heaviness.reg[r] = add(heaviness.reg[r], set1(source.quantised.margin));
   } else {
-    const Lanes uppers = uppers_of(source, panel, estimates, scales);
+    const Lanes uppers = uppers_of(source, group.panels[i], estimates, scales);
     totals->budget =
         add(totals->budget, upper_weights_of(uppers, lanes, bounds.reference, bounds.inv_t));
-    heaviness = heaviness_of(source, *scan, uppers, scales);
+    heaviness = heaviness_of(source, scan, uppers, scales);
   }
   const Lanes deviations = deviations_of(scales, bounds.deviation);
   const Lanes weights =
       estimated_weights_of(estimates, deviations, lanes, bounds.reference, bounds.inv_t);
   add_estimated(weights, deviations, totals);
-  const uint32_t heavy = above(heaviness, scan->cut, true) & lanes;
-  if (heavy) {
-    note(source, estimates, heaviness, panel, heavy, scan);
-    Lanes kept;
-    for (int r = 0; r < kRegs; ++r) kept.reg[r] = keep(weights.reg[r], heavy >> (r * kWidth));
-    add_estimated(kept, deviations, noted);
-  }
-  return heavy;
+  *panel = {estimates, heaviness, weights, above(heaviness, scan.cut, true) & lanes};
+}
+
+// Notes what is heavy of a panel, and adds it to the totals of what is noted.
+inline void note_panel(const Source& source, const Bounds& bounds, const Panel& panel,
+                       int64_t index, CodeScan* scan, Totals* noted) {
+  note(source, panel.estimates, panel.heaviness, index, panel.heavy, scan);
+  Lanes kept;
+  for (int r = 0; r < kRegs; ++r)
+    kept.reg[r] = keep(panel.weights.reg[r], panel.heavy >> (r * kWidth));
+  const Lanes scales = load_lanes(source.scales + index * kLanes);
+  add_estimated(kept, deviations_of(scales, bounds.deviation), noted);
 }
 
 template <bool linear>
@@ -432,22 +461,25 @@ bool scan_group(const Source& source, const Bounds& bounds, CodeScan* scan) {
   const Scan start = *walk;
   Group group;
   take_group(source, walk, &group);
-  const int64_t n_noted = scan->n_noted;
+  Panel panels[kGroup];
   Totals totals, noted;
-  {
-    clear(&totals);
-    clear(&noted);
+  clear(&totals);
+  for (int i = 0; i < group.count; ++i)
+    add_panel<linear>(source, bounds, *scan, group, i, &totals, &panels[i]);
+  const double whole = walk->mass + budget_of<linear>(bounds, totals);
+  if (whole <= walk->limit) {
+    walk->mass = whole;
+    keep_totals(totals, 1.0, &scan->estimates);
     uint32_t any = 0;
-    for (int i = 0; i < group.count; ++i)
-      any |= add_panel<linear>(source, bounds, group, i, scan, &totals, &noted);
-    const double next = walk->mass + budget_of<linear>(bounds, totals);
-    if (next <= walk->limit) {
-      walk->mass = next;
-      keep_totals(totals, 1.0, &scan->estimates);
-      if (any) keep_totals(noted, -1.0, &scan->estimates);
-      return false;
+    for (int i = 0; i < group.count; ++i) any |= uint32_t(panels[i].heavy != 0) << i;
+    if (!any) return false;
+    clear(&noted);
+    for (; any; any &= any - 1) {
+      const int i = __builtin_ctz(any);
+      note_panel(source, bounds, panels[i], group.panels[i], scan, &noted);
     }
-    scan->n_noted = n_noted;
+    keep_totals(noted, -1.0, &scan->estimates);
+    return false;
   }
   for (int i = 0; i < group.count; ++i) {
     const int64_t panel = group.panels[i];
@@ -468,8 +500,9 @@ bool scan_group(const Source& source, const Bounds& bounds, CodeScan* scan) {
     walk->mass = next;
     clear(&totals);
     clear(&noted);
-    add_panel<linear>(source, bounds, group, i, scan, &totals, &noted);
+    add_panel<linear>(source, bounds, *scan, group, i, &totals, &panels[i]);
     keep_totals(totals, 1.0, &scan->estimates);
+    if (panels[i].heavy) note_panel(source, bounds, panels[i], panel, scan, &noted);
     keep_totals(noted, -1.0, &scan->estimates);
   }
   return false;

@@ -14,14 +14,15 @@ constexpr int64_t kFutile = 12;
 class EstimatedJumps final : public Jumps {
  public:
   EstimatedJumps(const Kernels& kernels, const Source& source, double temperature, uint64_t seed,
-                 const ChunkLaw& law)
+                 const ChunkLaw& law, Arena* arena)
       : Jumps(kernels, source, temperature, seed),
         query_(*source.query_of_codes),
         law_(query_, temperature),
         bound_(source, law_, temperature),
         n_panels_(source.n_panels),
         room_(law.noted_room(source)),
-        noted_(new Noted[size_t(room_)]) {}
+        arena_(arena),
+        noted_(arena->take<Noted>(room_)) {}
 
   void begin(int64_t chunk, const Outlook* outlook, Partial* out) override {
     Jumps::begin(chunk, outlook, out);
@@ -34,6 +35,8 @@ class EstimatedJumps final : public Jumps {
     undecided_ = chunk == 0;
     cut_ = outlook ? steer(*outlook) : -kInfinity;  // the pilot's items are all noted
     highest_cut_ = cut_;
+    looked_at_ = 0;
+    n_ahead_ = 0;
   }
 
   void walk(Scan walk) override {
@@ -53,14 +56,35 @@ class EstimatedJumps final : public Jumps {
     if (pilot && undecided_ && n_noted_ > 0) choose_cut(visited_);
   }
 
+  int rows_ahead(const float** rows) override {
+    const float sure = float(cut_ + kSure / order.inv_temperature);
+    for (; looked_at_ < n_noted_ && n_ahead_ < kRowsAhead; ++looked_at_) {
+      const Noted& item = noted_[looked_at_];
+      rows[n_ahead_] = row_of(source_, item.position);
+      ahead_[n_ahead_] = looked_at_;
+      n_ahead_ += item.heaviness >= sure;
+    }
+    return n_ahead_;
+  }
+
+  void score_ahead() override {
+    int64_t positions[kRowsAhead];
+    float scores[kRowsAhead];
+    for (int i = 0; i < n_ahead_; ++i) positions[i] = noted_[ahead_[i]].position;
+    kernels_.score_rows(source_, positions, n_ahead_, scores);
+    for (int i = 0; i < n_ahead_; ++i) noted_[ahead_[i]].score = scores[i];
+    n_ahead_ = 0;
+  }
+
   void end() override {
+    n_ahead_ = 0;
     if (!limited_) return;
     settle_rest();
     rebase();
     const double score = threshold_.score;
     out_->rest = {rest_ + (exact_ ? mass_ : 0.0), score};
     Estimates noted = {};
-    estimate(noted_.get(), n_noted_, &noted);
+    estimate(noted_, n_noted_, &noted);
     out_->doubt = {{estimates_.mass, score},
                    {estimates_.scaled, score},
                    {estimates_.variance, score},
@@ -69,7 +93,10 @@ class EstimatedJumps final : public Jumps {
                    visited_,
                    costly_,
                    estimated_};
-    out_->noted.assign(noted_.get(), noted_.get() + n_noted_);
+    if (n_noted_ == 0) return;
+    Noted* const kept = arena_->take<Noted>(n_noted_);
+    std::copy_n(noted_, n_noted_, kept);
+    out_->noted.push_back({kept, n_noted_, highest_of(law_, kept, n_noted_)});
   }
 
  private:
@@ -87,7 +114,7 @@ class EstimatedJumps final : public Jumps {
       scan.walk.mass = mass_;
       scan.cut = float(cut_);
       scan.estimates = estimates_;
-      scan.noted = noted_.get();
+      scan.noted = noted_;
       scan.n_noted = n_noted_;
       scan.room = room_;
       const bool stopped = kernels_.scan_codes(source_, &scan);
@@ -198,7 +225,7 @@ class EstimatedJumps final : public Jumps {
     for (uint32_t left = lanes; left; left &= left - 1) {
       const int lane = __builtin_ctz(left);
       const Noted item = {panel * kLanes + lane, estimates[lane], scan.heaviness[lane],
-                          source_.scales[panel * kLanes + lane]};
+                          source_.scales[panel * kLanes + lane], float(kNaN)};
       if (!(item.heaviness >= cut_)) {  // so that a NaN is never noted
         light |= 1u << lane;
       } else {
@@ -298,12 +325,14 @@ class EstimatedJumps final : public Jumps {
 
   void score_noted() {
     settle_rest();
-    score_items(kernels_, source_, noted_.get(), n_noted_, [&](int64_t first, const float* scores) {
+    score_missing(kernels_, source_, noted_, n_noted_);
+    for (int64_t first = 0; first < n_noted_; first += kLanes) {
       const int count = int(std::min<int64_t>(kLanes, n_noted_ - first));
-      float weights[kLanes];
+      float scores[kLanes] = {}, weights[kLanes];
+      for (int i = 0; i < count; ++i) scores[i] = noted_[first + i].score;
       rest_ += double(
           kernels_.weigh(scores, (1u << count) - 1, threshold_.score, inv_t_, weights));
-    });
+    }
     n_noted_ = 0;
   }
 
@@ -365,8 +394,14 @@ class EstimatedJumps final : public Jumps {
   const WeightBound bound_;
   const int64_t n_panels_;
   const int64_t room_;
-  const std::unique_ptr<Noted[]> noted_;  // pages that nothing is written to cost nothing
+  Arena* const arena_;
+  Noted* const noted_;  // pages that nothing is written to cost nothing
   int64_t n_noted_ = 0;
+  // Noted items that will be scored, as far as can be told: which of those looked at last have their
+  // rows on their way. Only when they are scored depends on that.
+  int64_t looked_at_ = 0, ahead_[kRowsAhead];
+  int n_ahead_ = 0;
+  static constexpr double kSure = 0.3;  // so far above the present cut, in log-weights
   Estimates estimates_ = {};
   float reference_ = 0.0f;
   double cut_ = 0.0, highest_cut_ = 0.0;  // the present one, and any of this chunk

@@ -474,6 +474,7 @@ struct Weighed {
 struct Noted {
   int64_t position;
   float estimate, heaviness, scale;
+  float score;  // in float32; NaN until it is known
 };
 
 // Sums over items that are never scored in float32.
@@ -506,6 +507,15 @@ struct Cell {
   float highest;   // of the eligible; -inf if there are none
 };
 
+// What is read after a tile, and fetched with it into the second cache: a run of cache lines; over
+// codes float32 rows, too.
+struct Ahead {
+  const void* run;
+  int64_t run_lines;
+  const float* const* rows;
+  int64_t n_rows, row_lines;
+};
+
 struct Kernels {
   const char* name;
   // Each visits panels until one stops it (true) or none is left (false).
@@ -521,10 +531,10 @@ struct Kernels {
   void (*score_panel)(const Source&, int64_t panel, float* scores);
   // Fills the tiles of 1 to tile_users users, of panels first, ..., first + count - 1, to the bit as a
   // scan forms their numbers:
-  // dots[(user * count + panel - first) * 16 + lane]. The users share a catalog. Meanwhile `lines`
-  // cache lines from `ahead` on are fetched.
+  // dots[(user * count + panel - first) * 16 + lane]. The users share a catalog. Meanwhile what comes
+  // ahead is fetched.
   void (*score_tile)(const Source* const* sources, int users, int64_t first, int64_t count,
-                     const void* ahead, int64_t lines, float* dots);
+                     const Ahead& ahead, float* dots);
   int tile_users;
   // Makes a source's scores of the dot products of such a tile, by its function.
   void (*apply)(const Source&, int64_t first, int64_t count, float* dots);

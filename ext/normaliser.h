@@ -57,10 +57,13 @@ double heaviness(const CodeQuery& query, float score, float scale) {
   return double(score) + 2.0 * query.spread * scale;
 }
 
+// Into the second cache, which has more lines on their way at a time than the first: a row then comes
+// in three quarters of the time. No more of a long one than the caches hold.
 void prefetch_row(const Source& source, int64_t position) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
-  const float* row = source.vectors + position * stride;
-  for (int64_t c = 0; c < std::min<int64_t>(stride, 64); c += 16) __builtin_prefetch(row + c);
+  const float* row = row_of(source, position);
+  for (int64_t c = 0; c < std::min<int64_t>(stride, 4096); c += 16)
+    __builtin_prefetch(row + c, 0, 2);
 }
 
 // Adds items by their estimates, 16 at a time.
@@ -81,53 +84,91 @@ void estimate_items(const Kernels& kernels, const Noted* items, int64_t count,
 }
 
 // Rows to prefetch before they are scored: they are anywhere in memory.
-constexpr int64_t kFetchAhead = 64;
+constexpr int64_t kFetchAhead = 16;
 
-// Calls visit(first, scores) for every 16 items, and for the rest.
-template <class Visit>
-void score_items(const Kernels& kernels, const Source& source, const Noted* items, int64_t count,
-                 const Visit& visit) {
-  for (int64_t i = 0; i < std::min(count, kFetchAhead); ++i) prefetch_row(source, items[i].position);
-  for (int64_t first = 0; first < count; first += kLanes) {
-    const int size = int(std::min<int64_t>(kLanes, count - first));
-    int64_t positions[kLanes];
-    for (int i = 0; i < size; ++i) positions[i] = items[first + i].position;
-    for (int64_t i = first + kFetchAhead; i < std::min(count, first + kFetchAhead + kLanes); ++i)
-      prefetch_row(source, items[i].position);
-    float scores[kLanes] = {};
-    kernels.score_rows(source, positions, size, scores);
-    visit(first, scores);
+// Scores the items whose score is not known yet.
+void score_missing(const Kernels& kernels, const Source& source, Noted* items, int64_t count) {
+  int64_t fetched = 0, waiting = 0;
+  int64_t indices[kLanes] = {}, positions[kLanes] = {};
+  float scores[kLanes];
+  const auto score = [&] {
+    kernels.score_rows(source, positions, int(waiting), scores);
+    for (int64_t j = 0; j < waiting; ++j) items[indices[j]].score = scores[j];
+    waiting = 0;
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    for (; fetched < std::min(count, i + kFetchAhead); ++fetched)
+      if (std::isnan(items[fetched].score)) prefetch_row(source, items[fetched].position);
+    if (!std::isnan(items[i].score)) continue;
+    indices[waiting] = i;
+    positions[waiting] = items[i].position;
+    if (++waiting == kLanes) score();
   }
+  score();
 }
 
-// Moves the items that reach the cut to `above`, without an unpredictable branch; both have room
-// for all. Returns how many.
-int64_t take_above(Noted* items, int64_t* count, float cut, Noted* above) {
-  int64_t n_above = 0, n_below = 0;
-  for (int64_t i = 0; i < *count; ++i) {
+// The highest heaviness - window * scale.
+float highest_of(const ErrorLaw& law, const Noted* items, int64_t count) {
+  const float window = float(law.window);
+  float highest = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < count; ++i)
+    highest = std::max(highest, items[i].heaviness - window * items[i].scale);
+  return highest;
+}
+
+template <class Visit>
+void each_noted(const Partial& partial, const Visit& visit) {
+  for (const NotedRun& run : partial.noted)
+    for (int64_t i = 0; i < run.count; ++i) visit(run.items[i]);
+}
+
+// Copies the items that reach the cut to `above`, and the others to `below`, which may be where they
+// are; without an unpredictable branch, so both have room for all. Returns how many reach it.
+int64_t split(const Noted* items, int64_t count, float cut, Noted* above, Noted* below) {
+  int64_t n_above = 0;
+  for (int64_t i = 0; i < count; ++i) {
     const Noted item = items[i];
     const bool is_above = item.heaviness >= cut;
-    above[n_above] = items[n_below] = item;
+    above[n_above] = below[i - n_above] = item;
     n_above += is_above;
-    n_below += !is_above;
   }
-  *count = n_below;
   return n_above;
 }
+
+// What completing a normaliser works with: memory that one user after another takes again.
+class Workspace {
+ public:
+  Noted *scored = nullptr, *others = nullptr;
+  std::vector<Noted> light;
+  std::unique_ptr<Noted[]> again;  // what a pass of its own has noted
+
+  void make_room(size_t items) {
+    if (items <= room_) return;
+    room_ = items + items / 4;
+    noted_.reset(new Noted[2 * room_]);
+    scored = noted_.get();
+    others = scored + room_;
+  }
+
+ private:
+  size_t room_ = 0;
+  std::unique_ptr<Noted[]> noted_;
+};
 
 // Completes the mass of the items that are not ranked: scores the noted items that are heavy.
 // Returns a bound on the error of log(mass + weight of the last ranked item). Infinite if it cannot
 // be kept within the tolerance; *excess is then about the factor by which it is missed.
 double complete(const Kernels& kernels, const Source& source, const ErrorLaw& law,
-                double temperature, Partial* top, double* excess) {
+                double temperature, Partial* top, double* excess, Workspace* work) {
   const CodeQuery& query = *source.query_of_codes;
   const double inv_t = 1.0 / temperature;
   const float reference = top->items.back().score;
-  const std::vector<Noted>& items = top->noted;
+  int64_t n_items = 0;
+  for (const NotedRun& run : top->noted) n_items += run.count;
   const Unscored light = unscored(top->doubt, reference, inv_t);
   const double exact = relative(top->rest, reference, inv_t);
   const double noted = relative(top->doubt.noted, reference, inv_t);
-  if (!top->doubt.estimated && items.empty()) {
+  if (!top->doubt.estimated && n_items == 0) {
     top->rest = {exact, double(reference)};
     return 0.0;
   }
@@ -135,15 +176,13 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
   // Choose the cut from the estimated uncertainty that lighter items leave.
   const float window = float(law.window);
   float highest = -std::numeric_limits<float>::infinity();
-  for (const Noted& item : items)
-    highest = std::max(highest, item.heaviness - window * item.scale);
+  for (const NotedRun& run : top->noted) highest = std::max(highest, run.highest);
   Histogram bins(highest, inv_t);
-  for (const Noted& item : items) bins.add(item.heaviness - window * item.scale);
+  each_noted(*top, [&](const Noted& item) { bins.add(item.heaviness - window * item.scale); });
   const double usual =
       light.mass > 0.0 ? light.scaled / light.mass : law.deviation * query.max_scale;
   const double reach = law.deviation > 0.0 ? 2.0 * query.spread * usual / law.deviation : 0.0;
   const double allowed = query.tolerance * (exact + light.mass + noted + 1.0);
-  const int64_t n_items = int64_t(items.size());
   const double least = law.bound(light, n_items);
   if (!(least <= allowed)) {  // whatever is scored
     *excess = least / allowed;
@@ -173,20 +212,26 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
   }
 
   // Lower and lower, if the sums turn out worse.
-  const size_t room = items.size() + kLanes;  // whole registers are read
-  const std::unique_ptr<Noted[]> scored(new Noted[room]), others(new Noted[room]);
-  const std::unique_ptr<float[]> scores(new float[room]);
-  std::copy(items.begin(), items.end(), others.get());
-  std::vector<Noted> light_ones;
-  int64_t n_scored = 0, n_others = n_items;
+  work->make_room(size_t(n_items));
+  Noted *const scored = work->scored, *const others = work->others;
+  std::vector<Noted>& light_ones = work->light;
+  int64_t n_scored = 0, n_others = 0;
   for (int step = 1 + int(Histogram::kPerUnit * std::min(4.0, usual));; step *= 2) {
     double cut = top->doubt.cut;
     if (last < bins.used) cut = std::max(cut, bins.edge(last));
-    Noted* const more = scored.get() + n_scored;
-    const int64_t n_more = take_above(others.get(), &n_others, float(cut), more);
-    score_items(kernels, source, more, n_more, [&](int64_t first, const float* some) {
-      std::copy_n(some, kLanes, &scores[size_t(n_scored + first)]);
-    });
+    Noted* const more = scored + n_scored;
+    int64_t n_more = 0;
+    if (n_scored + n_others == 0) {
+      for (const NotedRun& run : top->noted) {
+        const int64_t n = split(run.items, run.count, float(cut), more + n_more, others + n_others);
+        n_more += n;
+        n_others += run.count - n;
+      }
+    } else {
+      n_more = split(others, n_others, float(cut), more, others);
+      n_others -= n_more;
+    }
+    score_missing(kernels, source, more, n_more);
     n_scored += n_more;
     light_ones.clear();
     double heavy_mass = 0.0;
@@ -194,9 +239,11 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
     for (int64_t first = 0; first < n_scored; first += kLanes) {
       const int count = int(std::min<int64_t>(kLanes, n_scored - first));
       uint32_t heavy = 0;
+      float scores[kLanes] = {};
       for (int i = 0; i < count; ++i) {
-        const Noted& item = scored[size_t(first + i)];
-        if (heaviness(query, scores[size_t(first + i)], item.scale) >= cut) {
+        const Noted& item = scored[first + i];
+        scores[i] = item.score;
+        if (heaviness(query, item.score, item.scale) >= cut) {
           heavy |= 1u << i;
         } else {
           light_ones.push_back(item);
@@ -205,10 +252,10 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
       n_heavy += __builtin_popcount(heavy);
       float weights[kLanes];
       heavy_mass += double(
-          kernels.weigh(&scores[size_t(first)], heavy, reference, float(inv_t), weights));
+          kernels.weigh(scores, heavy, reference, float(inv_t), weights));
     }
     Estimates estimates = {};
-    estimate_items(kernels, others.get(), n_others, reference, float(inv_t), law.deviation,
+    estimate_items(kernels, others, n_others, reference, float(inv_t), law.deviation,
                    &estimates);
     estimate_items(kernels, light_ones.data(), int64_t(light_ones.size()), reference,
                    float(inv_t), law.deviation, &estimates);
@@ -233,7 +280,7 @@ double complete(const Kernels& kernels, const Source& source, const ErrorLaw& la
 // Notes again, in a pass over the codes only, the items that reach a cut; the ranked items stay.
 // Returns whether these were few enough to be scored.
 bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& law,
-                double temperature, double cut, Partial* top) {
+                double temperature, double cut, Partial* top, Workspace* work) {
   const int64_t n_items = source.n_panels * kLanes;
   std::vector<uint16_t> lanes(static_cast<size_t>(source.n_panels), uint16_t(0xFFFF));
   if (source.eligible) {
@@ -247,7 +294,8 @@ bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& la
   others.eligible = lanes.data();
   const float reference = top->items.back().score;
   const int64_t room = 3 * n_items / (2 * costly_share(source)) + 1024;
-  const std::unique_ptr<Noted[]> noted(new Noted[size_t(room)]);
+  work->again.reset(new Noted[size_t(room)]);
+  Noted* const noted = work->again.get();
   CodeScan scan = {};
   scan.walk.step = scan.walk.stride = 1;
   scan.walk.count = source.n_panels;
@@ -259,12 +307,12 @@ bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& la
   scan.noting = float(law.noting);
   // Heaviness then excludes the part of the biases, and the cut compensates for that.
   scan.cut = float(cut - 4.0 * source.query_of_codes->bias_rounding);
-  scan.noted = noted.get();
+  scan.noted = noted;
   scan.room = room;
   if (kernels.scan_codes(others, &scan)) return false;
-  top->noted.assign(noted.get(), noted.get() + scan.n_noted);
+  top->noted.assign(1, {noted, scan.n_noted, highest_of(law, noted, scan.n_noted)});
   Estimates sums = {};
-  estimate_items(kernels, noted.get(), scan.n_noted, reference, scan.walk.inv_temperature,
+  estimate_items(kernels, noted, scan.n_noted, reference, scan.walk.inv_temperature,
                  law.deviation, &sums);
   top->rest = {0.0, double(reference)};
   top->doubt = {{scan.estimates.mass, reference},
@@ -284,8 +332,9 @@ double lower_cut(const ErrorLaw& law, double temperature, const Partial& top, do
   const Unscored light = unscored(top.doubt, cut, inv_t);
   const double usual = light.mass > 0.0 ? light.scaled / light.mass : 0.0;
   double near = 0.0;
-  for (const Noted& item : top.noted)
+  each_noted(top, [&](const Noted& item) {
     near += (double(item.heaviness) - cut) * inv_t < 0.5;
+  });
   const double weight =
       usual * (law.deviation > 0.0 ? exp(-law.noting * usual / law.deviation * inv_t) : 1.0);
   // The bound is proportional to the root of the variance, to which an item at the cut adds
@@ -298,15 +347,16 @@ double lower_cut(const ErrorLaw& law, double temperature, const Partial& top, do
 
 // Like `complete`, repeated once or twice after a near miss; infinite if everything has to be
 // summed in float32.
-double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top) {
+double finish(const Kernels& kernels, const Source& source, double temperature, Partial* top,
+              Workspace* work) {
   const ErrorLaw law(*source.query_of_codes, temperature);
   double excess = kInfinity;
-  double bound = complete(kernels, source, law, temperature, top, &excess);
+  double bound = complete(kernels, source, law, temperature, top, &excess, work);
   for (int again = 0; again < 2 && bound == kInfinity && excess < 8.0 && !top->doubt.costly;
        ++again) {
     const double cut = lower_cut(law, temperature, *top, excess);
-    if (!note_again(kernels, source, law, temperature, cut, top)) break;
-    bound = complete(kernels, source, law, temperature, top, &excess);
+    if (!note_again(kernels, source, law, temperature, cut, top, work)) break;
+    bound = complete(kernels, source, law, temperature, top, &excess, work);
   }
   return bound;
 }

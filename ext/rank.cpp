@@ -537,6 +537,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
     on_threads(threads, interrupt, [&](int64_t worker) { shared.work(worker); });
 
   size_t scanned = 0;
+  Workspace work;
   for (int64_t i = 0; i < count; ++i) {
     const Source& source = sources[size_t(i)];
     const Policy& policy = users[i].policy;
@@ -551,7 +552,7 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
         take(top, out);
         Mass rest = top.rest;
         if (source.codes) {
-          out->log_norm_error = finish(kernels, source, policy.temperature, &top);
+          out->log_norm_error = finish(kernels, source, policy.temperature, &top, &work);
           rest = top.rest;
           if (out->log_norm_error == kInfinity) {
             out->log_norm_error = 0.0;
@@ -587,13 +588,14 @@ void rank_block(const Catalog& catalog, const Kernels& kernels, User* users, int
 }  // namespace
 
 std::unique_ptr<Pass> make_pass(const Kernels& kernels, const Source& source,
-                                const Policy& policy, const ChunkLaw& law) {
+                                const Policy& policy, const ChunkLaw& law, Arena* arena) {
   if (policy.kind != kGumbel) {
     if (source.codes) return std::make_unique<EstimatedBest>(kernels, source);
     return std::make_unique<Best>(kernels, source);
   }
   if (source.codes)
-    return std::make_unique<EstimatedJumps>(kernels, source, policy.temperature, policy.seed, law);
+    return std::make_unique<EstimatedJumps>(kernels, source, policy.temperature, policy.seed, law,
+                                            arena);
   if (source.labels)
     return std::make_unique<JumpsWith<LabelSums>>(kernels, source, policy.temperature, policy.seed);
   return std::make_unique<Jumps>(kernels, source, policy.temperature, policy.seed);

@@ -193,6 +193,13 @@ class LabelMasses {
   const uint16_t* labels_ = nullptr;  // null: no masses are wanted
 };
 
+// Noted items of a chunk, which an arena holds.
+struct NotedRun {
+  const Noted* items;
+  int64_t count;
+  float highest;  // heaviness - window * scale
+};
+
 // A chunk's mergeable result: its best items, at most `capacity`, and the mass of the others.
 class Partial {
  public:
@@ -204,7 +211,7 @@ class Partial {
   Mass rest = {0.0, 0.0};
   LabelMasses labels;
   Doubt doubt = {};
-  std::vector<Noted> noted;  // not in `rest`, nor in the sums of `doubt` but the last
+  std::vector<NotedRun> noted;  // not in `rest`, nor in the sums of `doubt` but the last
 
   bool full() const { return items.size() == capacity_; }
   const Candidate& worst() const { return items.front(); }
@@ -403,7 +410,7 @@ inline Source filled(const Kernels& kernels, const Source& source, int64_t first
                      float* room) {
   Source copy = source;
   const Source* one = &source;
-  kernels.score_tile(&one, 1, first, count, nullptr, 0, room);
+  kernels.score_tile(&one, 1, first, count, {}, room);
   kernels.apply(source, first, count, room);
   copy.tile = {room, first};
   return copy;
@@ -422,6 +429,10 @@ inline int64_t panel_count(int64_t n_items) { return (n_items + kLanes - 1) / kL
 inline uint32_t lanes_of(const Source& source, int64_t panel) {
   if (source.eligible) return source.eligible[panel];
   return panel == source.n_panels - 1 ? source.last_lanes : 0xFFFFu;
+}
+
+inline const float* row_of(const Source& source, int64_t position) {
+  return source.vectors + position * ((source.dim + 3) / 4 * 4);
 }
 
 inline float score_of(const Kernels& kernels, const Source& source, int64_t position) {

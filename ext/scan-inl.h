@@ -537,6 +537,15 @@ void score_panel(const Source& source, int64_t panel, float* scores) {
                                          : scores_of<From::kPanels>(source, panel));
 }
 
+// What a request makes of a row's dot product.
+inline float score_of_dot(const Source& source, int64_t position, float score) {
+  if (source.function) score = apply_to_row(source, position, score);
+  const int64_t panel = position / kLanes, lane = position % kLanes;
+  if (const float* biases = biases_of(source, panel)) score += biases[lane];
+  if (const float* biases = call_biases_of(source, panel)) score += biases[lane];
+  return score;
+}
+
 float score_row(const Source& source, int64_t position) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
   const float* row = source.vectors + position * stride;
@@ -545,50 +554,58 @@ float score_row(const Source& source, int64_t position) {
   for (int64_t j = 0; j < stride; j += 4)
     sums = _mm_fmadd_ps(_mm_loadu_ps(row + j), _mm_loadu_ps(source.query + j), sums);
   const __m128 pairs = _mm_add_ps(sums, _mm_movehdup_ps(sums));  // 0 + 1, and 2 + 3
-  float score = _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehl_ps(pairs, pairs)));
+  const float dot = _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehl_ps(pairs, pairs)));
 #else
   float even = 0.0f, odd = 0.0f;
   for (int64_t j = 0; j < stride; j += 2) {
     even = row[j] * source.query[j] + even;
     odd = row[j + 1] * source.query[j + 1] + odd;
   }
-  float score = even + odd;
+  const float dot = even + odd;
 #endif
-  if (source.function) score = apply_to_row(source, position, score);
-  const int64_t panel = position / kLanes;
-  if (const float* biases = biases_of(source, panel)) score += biases[position % kLanes];
-  if (const float* biases = call_biases_of(source, panel)) score += biases[position % kLanes];
-  return score;
+  return score_of_dot(source, position, dot);
 }
 
-void score_rows(const Source& source, const int64_t* positions, int count, float* scores) {
 #if defined(__AVX2__)
+// Rows of 4 * fours items, of which each has its sums in a register: so many hide their latency.
+template <int fours>
+inline void dots_of_rows(const Source& source, const int64_t* positions, float* scores) {
   const int64_t stride = (source.dim + 3) / 4 * 4;
-  int i = 0;
-  for (; i + 4 <= count; i += 4) {  // four at a time hide the latency of sums
-    const float* row[4];
-    for (int j = 0; j < 4; ++j) row[j] = source.vectors + positions[i + j] * stride;
-    __m128 a = _mm_setzero_ps(), b = a, c = a, d = a;
-    for (int64_t j = 0; j < stride; j += 4) {
-      const __m128 q = _mm_loadu_ps(source.query + j);
-      a = _mm_fmadd_ps(_mm_loadu_ps(row[0] + j), q, a);
-      b = _mm_fmadd_ps(_mm_loadu_ps(row[1] + j), q, b);
-      c = _mm_fmadd_ps(_mm_loadu_ps(row[2] + j), q, c);
-      d = _mm_fmadd_ps(_mm_loadu_ps(row[3] + j), q, d);
-    }
-    _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(scores + i, _mm_add_ps(_mm_add_ps(a, b), _mm_add_ps(c, d)));
-    for (int j = i; j < i + 4; ++j) {
-      if (source.function) scores[j] = apply_to_row(source, positions[j], scores[j]);
-      const int64_t panel = positions[j] / kLanes, lane = positions[j] % kLanes;
-      if (const float* biases = biases_of(source, panel)) scores[j] += biases[lane];
-      if (const float* biases = call_biases_of(source, panel)) scores[j] += biases[lane];
-    }
+  const float* row[4 * fours];
+  __m128 sums[4 * fours];
+  for (int i = 0; i < 4 * fours; ++i) {
+    row[i] = source.vectors + positions[i] * stride;
+    sums[i] = _mm_setzero_ps();
   }
-#else
-  int i = 0;
+  for (int64_t j = 0; j < stride; j += 4) {
+    const __m128 q = _mm_loadu_ps(source.query + j);
+    for (int i = 0; i < 4 * fours; ++i)
+      sums[i] = _mm_fmadd_ps(_mm_loadu_ps(row[i] + j), q, sums[i]);
+  }
+  for (int i = 0; i < 4 * fours; i += 4) {
+    __m128* const s = sums + i;
+    _MM_TRANSPOSE4_PS(s[0], s[1], s[2], s[3]);
+    _mm_storeu_ps(scores + i, _mm_add_ps(_mm_add_ps(s[0], s[1]), _mm_add_ps(s[2], s[3])));
+  }
+}
 #endif
+
+void score_rows(const Source& source, const int64_t* positions, int count, float* scores) {
+  int i = 0;
+#if defined(__AVX2__)
+  for (; i + 8 <= count; i += 8) dots_of_rows<2>(source, positions + i, scores + i);
+  for (; i + 4 <= count; i += 4) dots_of_rows<1>(source, positions + i, scores + i);
+  if (i < count) {  // four take as long as one
+    int64_t last[4];
+    float dots[4];
+    for (int j = 0; j < 4; ++j) last[j] = positions[i + j < count ? i + j : count - 1];
+    dots_of_rows<1>(source, last, dots);
+    for (int j = 0; i < count; ++i, ++j) scores[i] = dots[j];
+  }
+  for (i = 0; i < count; ++i) scores[i] = score_of_dot(source, positions[i], scores[i]);
+#else
   for (; i < count; ++i) scores[i] = score_row(source, positions[i]);
+#endif
 }
 
 // Users share each loaded row of a panel: as many as there are registers for the sums of.
@@ -599,21 +616,21 @@ constexpr int kTileUsers = 3;
 #endif
 
 // Into the second cache: the first is this tile's.
-inline void fetch_line(const void* ahead, int64_t line) {
-  __builtin_prefetch(static_cast<const char*>(ahead) + line * 64, 0, 2);
+inline void fetch_line(const void* run, int64_t line) {
+  __builtin_prefetch(static_cast<const char*>(run) + line * 64, 0, 2);
 }
 
 template <int users>
-void score_users(const Source* const* sources, int64_t first, int64_t count, const void* ahead,
-                 int64_t lines, float* dots) {
+void score_users(const Source* const* sources, int64_t first, int64_t count, const Ahead& ahead,
+                 float* dots) {
   const int64_t dim = sources[0]->dim;
   const float* panels = sources[0]->panels + first * dim * kLanes;
   const float* queries[users];
   for (int u = 0; u < users; ++u) queries[u] = sources[u]->query;
   int64_t line = 0;
   for (int64_t panel = 0; panel < count; ++panel) {
-    for (const int64_t end = lines * (panel + 1) / count; line < end; ++line)
-      fetch_line(ahead, line);
+    for (const int64_t end = ahead.run_lines * (panel + 1) / count; line < end; ++line)
+      fetch_line(ahead.run, line);
     for (int i = 0; i < kRegs; ++i) {
       Reg total[users][1];
       dot(queries, panels + panel * dim * kLanes + i * kWidth, dim, total);
@@ -624,20 +641,20 @@ void score_users(const Source* const* sources, int64_t first, int64_t count, con
 }
 
 void sum_tile(const Source* const* sources, int users, int64_t first, int64_t count,
-              const void* ahead, int64_t lines, float* sums);
+              const Ahead& ahead, float* sums);
 
 void score_tile(const Source* const* sources, int users, int64_t first, int64_t count,
-                const void* ahead, int64_t lines, float* dots) {
-  if (sources[0]->codes) return sum_tile(sources, users, first, count, ahead, lines, dots);
+                const Ahead& ahead, float* dots) {
+  if (sources[0]->codes) return sum_tile(sources, users, first, count, ahead, dots);
   if (users == 1) {  // by `panel_dots`, which one user is faster with, of rows too
-    for (int64_t i = 0; i < lines; ++i) fetch_line(ahead, i);
+    for (int64_t i = 0; i < ahead.run_lines; ++i) fetch_line(ahead.run, i);
     for (int64_t panel = 0; panel < count; ++panel)
       store_lanes(dots + panel * kLanes, panel_dots(*sources[0], first + panel));
     return;
   }
-  if (users == 2) return score_users<2>(sources, first, count, ahead, lines, dots);
-  if (users == 3) return score_users<3>(sources, first, count, ahead, lines, dots);
-  score_users<kTileUsers>(sources, first, count, ahead, lines, dots);
+  if (users == 2) return score_users<2>(sources, first, count, ahead, dots);
+  if (users == 3) return score_users<3>(sources, first, count, ahead, dots);
+  score_users<kTileUsers>(sources, first, count, ahead, dots);
 }
 
 // ---- Cells (kernels.h, "Tables") ------------------------------------------------------------

@@ -545,9 +545,10 @@ class Maker {
     const int64_t lines = group[0]->dim, next = first + panels;
     const int64_t groups = (count_ + kernels_.tile_users - 1) / kernels_.tile_users;
     const int64_t share = std::min(tile_panels_, n_panels_ - next) * lines / groups;
-    const float* ahead =
-        group[0]->panels + (next * lines + user / kernels_.tile_users * share) * kLanes;
-    kernels_.score_tile(group, users, first, panels, ahead, share, dots->data());
+    const Ahead ahead = {
+        group[0]->panels + (next * lines + user / kernels_.tile_users * share) * kLanes, share,
+        nullptr, 0, 0};
+    kernels_.score_tile(group, users, first, panels, ahead, dots->data());
     for (int i = 0; i < users; ++i) {
       float* const own = dots->data() + i * panels * kLanes;
       if (group[i]->function) kernels_.apply(*group[i], first, panels, own);

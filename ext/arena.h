@@ -74,7 +74,7 @@ class Arena {
   }
 
  private:
-  static constexpr size_t kMore = size_t(1) << 22;
+  static constexpr size_t kMore = size_t(1) << 22;  // bytes of a further block, at most, if they do
 
   std::vector<std::unique_ptr<Pages>> pages_;
   size_t used_ = 0;  // of the last block

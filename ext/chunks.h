@@ -102,11 +102,11 @@ struct ChunkLaw {
   }
 };
 
+constexpr int kRowsAhead = 32;
+
 // What one user's policy does with the panels. A chunk is begin, its walks in order, end; a run of
 // panels may come in any number of consecutive pieces. Nothing here throws, or allocates beyond the
 // room that `out` has, but std::bad_alloc where an arena has no room for what is noted.
-constexpr int kRowsAhead = 32;
-
 class Pass {
  public:
   explicit Pass(Order its_order) : order(its_order) {}
@@ -114,8 +114,8 @@ class Pass {
   virtual void begin(int64_t chunk, const Outlook*, Partial* out) = 0;
   virtual void walk(Scan scan) = 0;
   virtual void end() = 0;
-  // Over codes: float32 rows that are going to be scored whatever comes, at most kRowsAhead, which
-  // are worth fetching; and scores them, before the next walk.
+  // Over codes: float32 rows that will most likely be scored, at most kRowsAhead, to be fetched; and
+  // scores them. When a row is scored changes no bit: of a walk in between neither.
   virtual int rows_ahead(const float**) { return 0; }
   virtual void score_ahead() {}
 

@@ -157,7 +157,7 @@ class Tail {
 void fetch(const Source& source, int64_t position) {
   if (source.vectors) {
     for (int32_t i = 0; i < source.dim; i += kLanes)
-      __builtin_prefetch(source.vectors + position * (4 * ((source.dim + 3) / 4)) + i);
+      __builtin_prefetch(row_of(source, position) + i);
   } else if (source.panels) {
     for (int32_t i = 0; i < source.dim; ++i)
       __builtin_prefetch(source.panels + (position / kLanes * source.dim + i) * kLanes);

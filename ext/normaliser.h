@@ -116,6 +116,7 @@ float highest_of(const ErrorLaw& law, const Noted* items, int64_t count) {
   return highest;
 }
 
+// Calls visit(item) for each noted item, in order.
 template <class Visit>
 void each_noted(const Partial& partial, const Visit& visit) {
   for (const NotedRun& run : partial.noted)
@@ -294,6 +295,7 @@ bool note_again(const Kernels& kernels, const Source& source, const ErrorLaw& la
   others.eligible = lanes.data();
   const float reference = top->items.back().score;
   const int64_t room = 3 * n_items / (2 * costly_share(source)) + 1024;
+  work->again.reset();  // before there is another
   work->again.reset(new Noted[size_t(room)]);
   Noted* const noted = work->again.get();
   CodeScan scan = {};
